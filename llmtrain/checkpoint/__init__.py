@@ -1,0 +1,1 @@
+"""Layout-independent checkpoints: saved whole or not at all."""

@@ -1,0 +1,1 @@
+"""What was asked: the typed configuration and the plan derived from it. Never imports torch."""

@@ -1,0 +1,33 @@
+"""The group `launcher`: how processes start."""
+
+from dataclasses import dataclass
+
+from llmtrain.errors import require
+
+
+@dataclass(kw_only=True)
+class LauncherConfig:
+    """What every launcher has."""
+
+    name: str
+    """local."""
+    nproc_per_node: int | None = None
+    """Processes on this machine; null: what the strategy needs (an open axis takes one process a
+    GPU, or two where there is none)."""
+    threads_per_process: int | None = None
+    """CPU threads of each process; null: the machine's cores divided among them."""
+    tune_allocator: bool = True
+    """Keep glibc from returning memory after every step (page faults cost up to half of a CPU
+    step), and huge pages where the kernel has them. Ignored off Linux."""
+
+    def __post_init__(self) -> None:
+        for key in ("nproc_per_node", "threads_per_process"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"launcher.{key}={value} must be positive.")
+
+
+@dataclass(kw_only=True)
+class LocalLauncherConfig(LauncherConfig):
+    """This machine: one process, or several under torchrun's elastic agent."""
+
+    name: str = "local"

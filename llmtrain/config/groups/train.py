@@ -1,0 +1,71 @@
+"""The group `train`: how long, how much at a time, in which precision."""
+
+from dataclasses import dataclass
+
+from llmtrain.errors import require, require_choice
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """The training loop. A step is one update of the optimizer."""
+
+    steps: int | None = None
+    """Length of training in steps. Give exactly one of steps, tokens, epochs."""
+    tokens: float | None = None
+    """Length of training in tokens (1e9 is read), rounded up to whole steps."""
+    epochs: float | None = None
+    """Length of training in passes over the training split, rounded up to whole steps."""
+    seed: int = 1337
+    """Seed of the initial weights, the dropout masks and the order of samples."""
+    global_batch_size: int = 8
+    """Sequences in a step, over all processes."""
+    micro_batch_size: int | None = None
+    """Sequences in one forward of one replica; null: all of its share at once."""
+    precision: str = "fp32"
+    """bf16 (weights and optimizer stay fp32, matrix products in bf16) | fp32 | fp64."""
+    device: str = "auto"
+    """auto (cuda where there is one) | cpu | cuda."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0: off."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over the whole vocabulary (arXiv:1512.00567, section 7)."""
+    log_every_steps: int = 10
+    """Steps between lines of metrics.jsonl."""
+    eval_every_steps: int | None = 250
+    """Steps between evaluations on the validation split; null: only at the end."""
+    eval_tokens: float | None = None
+    """Validation tokens read in an evaluation, at most; null: the whole split."""
+    early_stop_evals: int | None = None
+    """Stop after so many evaluations in a row without a new best; null: never."""
+    sample_tokens: int = 200
+    """Tokens of text generated when training ends; 0: none."""
+    sample_prompt: str = "\n"
+    """What that text goes on from."""
+
+    def __post_init__(self) -> None:
+        given = [k for k in ("steps", "tokens", "epochs") if getattr(self, k) is not None]
+        require(
+            len(given) == 1,
+            f"train.steps, train.tokens, train.epochs: give exactly one, not "
+            f"{' and '.join(given) or 'none'}; set the others to null.",
+        )
+        for key in (
+            "steps", "tokens", "epochs", "global_batch_size", "micro_batch_size",
+            "log_every_steps", "eval_every_steps", "eval_tokens", "early_stop_evals",
+        ):  # fmt: skip
+            value = getattr(self, key)
+            require(value is None or value > 0, f"train.{key}={value} must be positive.")
+        require_choice("train.precision", self.precision, ("bf16", "fp32", "fp64"))
+        require_choice("train.device", self.device, ("auto", "cpu", "cuda"))
+        require(
+            self.max_grad_norm >= 0,
+            f"train.max_grad_norm={self.max_grad_norm} must not be negative; 0 turns it off.",
+        )
+        require(
+            0 <= self.label_smoothing < 1,
+            f"train.label_smoothing={self.label_smoothing} must be in [0, 1).",
+        )
+        require(
+            self.sample_tokens >= 0,
+            f"train.sample_tokens={self.sample_tokens} must not be negative; 0 turns it off.",
+        )

@@ -1,0 +1,226 @@
+"""Every derived integer of a run, and every rule that spans two groups.
+
+`make_plan` needs neither torch nor the data, so a request that cannot work is refused before any
+process starts. What only the data tells (vocabulary, length of an epoch) the workers add with
+`Plan.with_data` once it is prepared.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmtrain.config.groups.strategy import StrategyConfig
+from llmtrain.config.schema import RunConfig
+from llmtrain.errors import ConfigError, require
+
+AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+"""Mesh axes, outermost first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The arithmetic of a run; frozen, printed at the start, kept as plan.json."""
+
+    nnodes: int
+    nproc_per_node: int
+    world_size: int
+    pp: int
+    dp_replicate: int
+    dp_shard: int
+    cp: int
+    tp: int
+    dp: int
+    """Parts the batch is cut into: dp_replicate * dp_shard."""
+    global_batch_size: int
+    """Sequences in a step."""
+    micro_batch_size: int
+    """Sequences in one forward of one data-parallel rank."""
+    gradient_accumulation_steps: int
+    """Micro-batches in a step, for each data-parallel rank."""
+    tokens_per_step: int
+    steps: int | None = None
+    """Steps in the run; null until the length of an epoch is known."""
+    vocab_size: int | None = None
+    n_parameters: int | None = None
+    flops_per_token: float | None = None
+    """Floating-point operations of one forward and backward, per token (arXiv:2204.02311, app. B)."""
+
+    def axis(self, name: str) -> int:
+        """Return the size of the mesh axis `name`."""
+        return int(getattr(self, name))
+
+    def with_data(
+        self, run: RunConfig, *, samples: int, vocab_size: int, n_parameters: int,
+        flops_per_token: float,
+    ) -> "Plan":  # fmt: skip
+        """Return the plan completed by what the data and the model tell.
+
+        Args:
+            run: The configuration.
+            samples: Training samples in an epoch.
+            vocab_size: Rows of the embedding.
+            n_parameters: Parameters of the model, tied ones once.
+            flops_per_token: See the field.
+
+        Raises:
+            ConfigError: when an epoch holds less than one step.
+        """
+        steps = self.steps
+        if steps is None:
+            assert run.train.epochs is not None
+            steps = math.ceil(run.train.epochs * samples / self.global_batch_size)
+        return dataclasses.replace(
+            self, steps=steps, vocab_size=vocab_size, n_parameters=n_parameters,
+            flops_per_token=flops_per_token,
+        )  # fmt: skip
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Plan:
+    """Return the plan of `run`, or refuse it.
+
+    Args:
+        run: The configuration.
+        gpus: CUDA devices of this machine.
+        world_size: Processes that exist already (under torchrun); null: the plan decides.
+
+    Raises:
+        ConfigError: when the parts do not fit together; names keys, values and a fix.
+    """
+    axes, total = _axis_sizes(run, gpus=gpus, world_size=world_size)
+    dp = axes["dp_replicate"] * axes["dp_shard"]
+    batch = run.train.global_batch_size
+    require(
+        batch % dp == 0,
+        f"train.global_batch_size={batch} cannot be divided over {dp} data-parallel processes; "
+        f"try {_nearest_multiples(batch, dp)}.",
+    )
+    share = batch // dp
+    micro = run.train.micro_batch_size or share
+    require(
+        share % micro == 0,
+        f"train.micro_batch_size={micro} must divide the {share} sequences that each of {dp} "
+        f"data-parallel processes has of train.global_batch_size={batch}; try "
+        f"{', '.join(str(d) for d in range(1, share + 1) if share % d == 0)}.",
+    )
+    tokens_per_step = batch * run.model.seq_len
+    plan = Plan(
+        nnodes=1,
+        nproc_per_node=total,
+        world_size=total,
+        dp=dp,
+        global_batch_size=batch,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=share // micro,
+        tokens_per_step=tokens_per_step,
+        steps=_steps(run, tokens_per_step),
+        **axes,
+    )
+    _check_schedule(run, plan)
+    return plan
+
+
+def _steps(run: RunConfig, tokens_per_step: int) -> int | None:
+    if run.train.steps is not None:
+        return run.train.steps
+    if run.train.tokens is not None:
+        return math.ceil(run.train.tokens / tokens_per_step)
+    return None
+
+
+def _axis_sizes(
+    run: RunConfig, *, gpus: int, world_size: int | None
+) -> tuple[dict[str, int], int]:
+    """Return the size of every mesh axis, open ones filled in, and their product."""
+    strategy = run.strategy
+    _check_strategy(strategy)
+    sizes = {axis: getattr(strategy, axis) for axis in AXES}
+    open_axis = _open_axis(strategy, sizes)
+    fixed = math.prod(size for size in sizes.values() if size is not None and size > 0)
+    total = world_size or run.launcher.nproc_per_node
+    if total is None:
+        spare = max(gpus // fixed, 1) if gpus and run.train.device != "cpu" else 2
+        total = fixed * spare if open_axis else fixed
+    source = "torchrun started" if world_size else f"launcher.nproc_per_node={total} starts"
+    shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size not in (None, 1))
+    if open_axis:
+        require(
+            total % fixed == 0,
+            f"{source} {total} processes, which strategy {shape} cannot divide; try "
+            f"launcher.nproc_per_node={fixed * max(1, total // fixed)}.",
+        )
+        sizes[open_axis] = total // fixed
+    filled = {axis: size if size is not None else 1 for axis, size in sizes.items()}
+    product = math.prod(filled.values())
+    if product != total:
+        hint = (
+            "use strategy=data to spread the batch over them, or one process"
+            if strategy.name == "single"
+            else f"start {product} processes, or set one axis to -1 for the rest"
+        )
+        raise ConfigError(
+            f"{source} {total} processes, but strategy={strategy.name} "
+            f"({' x '.join(f'{a}={s}' for a, s in filled.items())}) makes {product}; {hint}."
+        )
+    return filled, total
+
+
+def _open_axis(strategy: StrategyConfig, sizes: dict[str, int | None]) -> str | None:
+    """Return the axis that takes the rest of the processes: the one at -1, else data parallel's."""
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    require(
+        len(rest) <= 1,
+        f"{' and '.join(f'strategy.{axis}=-1' for axis in rest)}: only one axis can take the rest.",
+    )
+    if rest:
+        return rest[0]
+    if strategy.name == "single":
+        return None
+    default = "dp_shard" if strategy.zero else "dp_replicate"
+    return default if sizes[default] is None else None
+
+
+def _check_strategy(strategy: StrategyConfig) -> None:
+    """Refuse sizes that the strategy's name does not speak of."""
+    for axis in ("cp", "tp", "pp"):
+        require(
+            getattr(strategy, axis) == 1,
+            f"strategy.{axis}={getattr(strategy, axis)}: strategy={strategy.name} does not split "
+            f"along {axis}; leave strategy.{axis}=1.",
+        )
+    if strategy.name == "single":
+        for axis in ("dp_replicate", "dp_shard"):
+            size = getattr(strategy, axis)
+            require(
+                size in (None, 1),
+                f"strategy.{axis}={size} needs several processes; use strategy=data.",
+            )
+        require(
+            strategy.zero == 0,
+            f"strategy.zero={strategy.zero} shards over processes; use strategy=data.",
+        )
+    if strategy.zero == 0:
+        require(
+            strategy.dp_shard in (None, 1),
+            f"strategy.dp_shard={strategy.dp_shard} with strategy.zero=0: nothing is sharded; set "
+            "strategy.zero=1, 2 or 3, or use strategy.dp_replicate.",
+        )
+
+
+def _check_schedule(run: RunConfig, plan: Plan) -> None:
+    warmup = run.scheduler.warmup_steps
+    require(
+        plan.steps is None or warmup < plan.steps or warmup == 0,
+        f"scheduler.warmup_steps={warmup} must be under train.steps={plan.steps}; lower it or "
+        "train longer.",
+    )
+
+
+def _nearest_multiples(value: int, divisor: int) -> str:
+    below, above = value // divisor * divisor, -(-value // divisor) * divisor
+    return f"{below} or {above}" if below else str(above)

@@ -1,0 +1,148 @@
+"""The table of every configuration choice, and how a typed configuration is written and read.
+
+`SCHEMAS` feeds Hydra's ConfigStore (`register.py`) when a command line is composed, and picks the
+class of each group by its `name` when a frozen `config.yaml` is read, where Hydra is not at hand.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llmtrain.config.groups import (
+    checkpoint,
+    data,
+    launcher,
+    metrics,
+    model,
+    optimizer,
+    scheduler,
+    strategy,
+    sync,
+    tokenizer,
+    train,
+)
+from llmtrain.config.groups.inference import EvaluateConfig, GenerateConfig
+from llmtrain.config.schema import PrepareConfig, RunConfig
+from llmtrain.errors import ConfigError, require_choice
+
+SCHEMAS: dict[str, dict[str, type]] = {
+    "model": {"gpt": model.GPTConfig, "llama": model.LlamaConfig},
+    "tokenizer": {
+        "byte": tokenizer.ByteTokenizerConfig,
+        "char": tokenizer.CharTokenizerConfig,
+        "bpe": tokenizer.BPETokenizerConfig,
+        "pretrained": tokenizer.PretrainedTokenizerConfig,
+    },
+    "data": {
+        "shakespeare": data.ShakespeareDataConfig,
+        "text": data.TextDataConfig,
+        "jsonl": data.JsonlDataConfig,
+        "parquet": data.ParquetDataConfig,
+        "huggingface": data.HuggingFaceDataConfig,
+        "synthetic": data.SyntheticDataConfig,
+    },
+    "strategy": {
+        "single": strategy.SingleStrategyConfig,
+        "data": strategy.DataStrategyConfig,
+    },
+    "sync": {"allreduce": sync.AllReduceConfig},
+    "optimizer": {
+        "sgd": optimizer.SGDConfig,
+        "momentum": optimizer.MomentumConfig,
+        "adam": optimizer.AdamConfig,
+        "adamw": optimizer.AdamWConfig,
+        "adafactor": optimizer.AdafactorConfig,
+        "lion": optimizer.LionConfig,
+        "muon": optimizer.MuonConfig,
+    },
+    "scheduler": {
+        "constant": scheduler.ConstantConfig,
+        "linear": scheduler.LinearConfig,
+        "cosine": scheduler.CosineConfig,
+        "wsd": scheduler.WSDConfig,
+        "inverse_sqrt": scheduler.InverseSqrtConfig,
+    },
+    "launcher": {"local": launcher.LocalLauncherConfig},
+}
+"""Groups whose choices differ in their fields: group -> value of `name` -> class."""
+
+PLAIN_SCHEMAS: dict[str, type] = {
+    "train": train.TrainConfig,
+    "checkpoint": checkpoint.CheckpointConfig,
+    "metrics": metrics.MetricsConfig,
+}
+"""Groups whose choices all have the same fields."""
+
+ROOTS: dict[str, type] = {
+    "train": RunConfig,
+    "prepare": PrepareConfig,
+    "evaluate": EvaluateConfig,
+    "generate": GenerateConfig,
+}
+"""The root dataclass of each command that takes overrides."""
+
+T = TypeVar("T")
+
+
+def save(config: object, path: Path) -> None:
+    """Write the typed `config` as YAML, every value resolved."""
+    path.write_text(to_yaml(config))
+
+
+def to_yaml(config: object) -> str:
+    """Return the typed `config` as YAML, every value resolved."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Read a frozen `config.yaml`: equal to the `RunConfig` that was saved.
+
+    Raises:
+        ConfigError: when the file is missing or not a configuration of ours.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); is {path.parent} a run directory?"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no configuration.")
+    return from_dict(RunConfig, values, str(path))
+
+
+def from_dict(root: type[T], values: dict[str, Any], where: str) -> T:
+    """Return the typed configuration that `values` (plain dicts) describe.
+
+    Args:
+        root: The dataclass of the whole; its groups' classes are picked by their `name`.
+        values: Plain dicts and scalars.
+        where: What to call the source in an error.
+
+    Raises:
+        ConfigError: when a key is unknown or a value has the wrong type or range.
+    """
+    node = OmegaConf.structured(root)
+    known = {field.name for field in dataclasses.fields(root)}  # type: ignore[arg-type]
+    try:
+        for group, value in values.items():
+            if group in PLAIN_SCHEMAS and group in known and isinstance(value, dict):
+                base = OmegaConf.structured(PLAIN_SCHEMAS[group])
+                node[group] = OmegaConf.merge(base, value)
+            elif group in SCHEMAS and group in known and isinstance(value, dict):
+                require_choice(f"{group}.name", value.get("name"), SCHEMAS[group])
+                base = OmegaConf.structured(SCHEMAS[group][value["name"]])
+                node[group] = OmegaConf.merge(base, value)
+            else:
+                node[group] = value
+        result = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
+    assert isinstance(result, root)
+    return result

@@ -1,0 +1,1 @@
+"""Who I am: ranks, the mesh, collectives. Thin over torch.distributed."""

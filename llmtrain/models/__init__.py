@@ -1,0 +1,1 @@
+"""Pure maths: models know nothing of processes, they declare their plans as plain strings."""

@@ -1,0 +1,1 @@
+"""When things happen: the loop, the step, evaluation, metrics."""

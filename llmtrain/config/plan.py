@@ -133,9 +133,7 @@ def _steps(run: RunConfig, tokens_per_step: int) -> int | None:
     return None
 
 
-def _axis_sizes(
-    run: RunConfig, *, gpus: int, world_size: int | None
-) -> tuple[dict[str, int], int]:
+def _axis_sizes(run: RunConfig, *, gpus: int, world_size: int | None) -> tuple[dict[str, int], int]:
     """Return the size of every mesh axis, open ones filled in, and their product."""
     strategy = run.strategy
     _check_strategy(strategy)

@@ -9,14 +9,14 @@ from llmtrain.errors import require, require_choice
 class CleanConfig:
     """Cleaning rules in the order they run; each is counted in the report."""
 
+    html: bool = False
+    """Drop HTML tags, scripts and comments, and decode entities."""
     unicode_nfc: bool = True
     """Bring text to Unicode normal form C."""
     control_characters: bool = True
     """Drop control characters other than newline and tab; CR LF becomes LF."""
     whitespace: bool = True
     """Strip spaces at line ends and at both ends of a document; three or more newlines become two."""
-    html: bool = False
-    """Drop HTML tags and decode entities."""
     min_chars: int = 1
     """Drop documents shorter than this after cleaning, in characters."""
 

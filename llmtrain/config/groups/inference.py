@@ -30,8 +30,8 @@ class FromRunConfig:
 class EvaluateConfig(FromRunConfig):
     """`llmtrain evaluate run=DIR`: loss and perplexity of a checkpoint."""
 
-    split: str = "val"
-    """val | train."""
+    split: str = "validation"
+    """validation | train."""
     tokens: float | None = None
     """Tokens read at most; null: the whole split."""
     batch_size: int = 8
@@ -41,7 +41,7 @@ class EvaluateConfig(FromRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("split", self.split, ("val", "train"))
+        require_choice("split", self.split, ("validation", "train"))
         require(self.batch_size > 0, f"batch_size={self.batch_size} must be positive.")
         require(self.tokens is None or self.tokens > 0, f"tokens={self.tokens} must be positive.")
 

@@ -15,7 +15,7 @@ class OptimizerConfig:
     """Peak learning rate; the scheduler multiplies it."""
     weight_decay: float = 0.0
     """Decoupled where the algorithm says so. Never applied to what the model lists in NO_DECAY
-    (norms, biases, learned positions)."""
+    (norms and biases)."""
 
     def __post_init__(self) -> None:
         require(self.lr >= 0, f"optimizer.lr={self.lr} must not be negative.")

@@ -1,0 +1,258 @@
+"""Saving and loading checkpoints: whole or not at all.
+
+    step_N.tmp/ <- every rank writes its shards (DCP, safetensors: nothing is ever unpickled)
+                <- hashes -> manifest.json -> fsync -> rename to step_N/
+
+A crash before the rename leaves a .tmp folder, which the next save removes.
+"""
+
+import logging
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from llmtrain.checkpoint.manifest import NAME, Manifest, hash_file, read_manifest, verify
+from llmtrain.checkpoint.retention import expired
+from llmtrain.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_STEP = re.compile(r"^step_(\d{8,})$")
+
+
+class CheckpointManager:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, folder: Path, *, keep_last: int = 2) -> None:
+        """Set up the manager; touches nothing yet.
+
+        Args:
+            folder: RUN_DIR/checkpoints.
+            keep_last: Newest checkpoints that are kept, besides the best.
+        """
+        self._folder = folder
+        self._keep_last = keep_last
+
+    def save(self, tensors: dict[str, torch.Tensor], manifest: Manifest) -> Path:
+        """Save a checkpoint of `manifest.step` and delete those that have expired.
+
+        Collective over the world. A step that is saved already is left as it is.
+
+        Returns:
+            The checkpoint's folder.
+        """
+        final = self._folder / f"step_{manifest.step:08d}"
+        staging = final.with_name(final.name + ".tmp")
+        rank = dist.get_rank()
+        if _from_main(final.is_dir()):
+            return final
+        if rank == 0:
+            self._remove_leftovers()
+            staging.mkdir(parents=True)
+        dist.barrier()
+        _save_shards(staging, tensors)
+        mine = {p.name: hash_file(p) for p in staging.glob(f"shard-{rank + 1:05d}-*")}
+        everyones: list[dict[str, dict[str, object]]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyones, mine)
+        if rank == 0:
+            for files in everyones:
+                manifest.files.update(files)
+            _write_durably(staging / NAME, manifest.to_json())
+            staging.rename(final)
+            _sync_folder(self._folder)
+            for folder in expired(self.finished(), keep_last=self._keep_last):
+                shutil.rmtree(folder)
+        dist.barrier()
+        return final
+
+    def finished(self) -> list[tuple[Path, Manifest]]:
+        """Return the finished checkpoints, oldest first; contents are not verified."""
+        found = []
+        for folder in self._step_folders():
+            try:
+                found.append((folder, read_manifest(folder)))
+            except CheckpointError as error:
+                log.warning("Skipping a damaged checkpoint: %s", error)
+        return found
+
+    def newest_valid(self) -> tuple[Path, Manifest] | None:
+        """Return the newest checkpoint whose every file verifies; None where there is none at all.
+
+        Warns about newer ones that do not verify.
+
+        Raises:
+            CheckpointError: when there are checkpoints but none verifies.
+        """
+        folders = self._step_folders()
+        for folder in reversed(folders):
+            try:
+                return folder, verify(folder)
+            except CheckpointError as error:
+                log.warning("Falling back to an older checkpoint: %s", error)
+        if folders:
+            raise CheckpointError(
+                f"none of the {len(folders)} checkpoints in {self._folder} is whole; to start "
+                "again, name another folder with run_dir=DIR or delete them."
+            )
+        return None
+
+    def agree_on_newest(self) -> Path | None:
+        """Return rank 0's `newest_valid` on every rank. Collective over the world.
+
+        Raises:
+            CheckpointError: on every rank, when there are checkpoints but none verifies.
+        """
+        answer: dict[str, str | None] = {}
+        if dist.get_rank() == 0:
+            try:
+                newest = self.newest_valid()
+                answer = {"folder": str(newest[0]) if newest else None}
+            except CheckpointError as error:
+                answer = {"error": str(error)}
+        answer = _from_main(answer)
+        if answer.get("error"):
+            raise CheckpointError(str(answer["error"]))
+        return Path(answer["folder"]) if answer["folder"] else None
+
+    def find(self, which: str) -> tuple[Path, Manifest]:
+        """Return the checkpoint that `which` names, verified.
+
+        Args:
+            which: best (lowest validation loss; the newest where none was evaluated) | latest | a
+                step.
+
+        Raises:
+            CheckpointError: when there is none such, or it is damaged.
+        """
+        known = self.finished()
+        if not known:
+            raise CheckpointError(f"{self._folder} has no checkpoint; train the run first.")
+        if which == "latest":
+            newest = self.newest_valid()
+            assert newest is not None
+            return newest
+        if which == "best":
+            folder, _ = min(known, key=lambda item: (_val_loss(item[1]), -item[1].step))
+            return folder, verify(folder)
+        for folder, manifest in known:
+            if manifest.step == int(which):
+                return folder, verify(folder)
+        steps = ", ".join(str(manifest.step) for _, manifest in known)
+        raise CheckpointError(f"{self._folder} has no checkpoint of step {which}; it has {steps}.")
+
+    def _step_folders(self) -> list[Path]:
+        if not self._folder.is_dir():
+            return []
+        folders = [p for p in self._folder.iterdir() if _STEP.match(p.name) and p.is_dir()]
+        return sorted(folders, key=lambda p: int(p.name.split("_")[1]))
+
+    def _remove_leftovers(self) -> None:
+        for leftover in self._folder.glob("step_*.tmp"):
+            shutil.rmtree(leftover)
+
+
+def _save_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write every rank's shards into `folder`. Collective over the world.
+
+    Raises:
+        OSError: on every rank, when one could not write.
+    """
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        with warnings.catch_warnings():
+            # DCP warns that saving from one process is saving from one process.
+            warnings.simplefilter("ignore")
+            dcp.save(tensors, storage_writer=writer)
+    except dcp.CheckpointException as error:
+        # A BaseException, which would pass by every handler of errors.
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise OSError(f"{folder} could not be written by rank {rank}: {cause}") from error
+
+
+def load_tensors(folder: Path, tensors: dict[str, torch.Tensor], *, alone: bool = False) -> None:
+    """Fill `tensors` in place from the checkpoint `folder`. Collective over the world.
+
+    Args:
+        folder: A verified checkpoint.
+        tensors: By name; those of the checkpoint that are not asked for are left out.
+        alone: Only this process loads: not a collective.
+
+    Raises:
+        CheckpointError: when a tensor is not in the checkpoint, or has another shape.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+    except (dcp.CheckpointException, RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{folder} does not fit this run: {error}") from error
+
+
+def require_same_model(folder: Path, manifest: Manifest, parameters: dict[str, list[int]]) -> None:
+    """Refuse a checkpoint of another model, naming what differs first.
+
+    Args:
+        folder: The checkpoint.
+        manifest: Its manifest.
+        parameters: Global shape of each parameter of this run's model.
+
+    Raises:
+        CheckpointError: when names or shapes differ.
+    """
+    for name, shape in parameters.items():
+        saved = manifest.parameters.get(name)
+        if saved != shape:
+            has = f"has {name} of shape {saved}" if saved else f"has no {name}"
+            raise CheckpointError(
+                f"{folder} is of another model: it {has}, this run's {name} has shape {shape}. "
+                f"Train the saved model ({_describe(manifest)}) or name another run_dir."
+            )
+    extra = sorted(set(manifest.parameters) - set(parameters))
+    if extra:
+        raise CheckpointError(
+            f"{folder} is of another model: it has {extra[0]}, which this run's model lacks. "
+            f"Train the saved model ({_describe(manifest)}) or name another run_dir."
+        )
+
+
+def _describe(manifest: Manifest) -> str:
+    keys = ("name", "n_layers", "n_heads", "n_kv_heads", "dim", "seq_len", "vocab_size")
+    return " ".join(f"{k}={manifest.model[k]}" for k in keys if k in manifest.model)
+
+
+def _val_loss(manifest: Manifest) -> float:
+    return manifest.val_loss if manifest.val_loss is not None else float("inf")
+
+
+def _from_main(value: T) -> T:
+    """Return rank 0's `value` on every rank. Collective over the world."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a folder's entries durable: a rename is not until its folder is synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,21 @@
+"""Which checkpoints have served their time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmtrain.checkpoint.manifest import Manifest
+
+
+def expired(checkpoints: Sequence[tuple[Path, Manifest]], *, keep_last: int) -> list[Path]:
+    """Return the folders to delete: all but the newest `keep_last` and the best.
+
+    Args:
+        checkpoints: Finished ones, oldest first.
+        keep_last: Newest ones to keep.
+    """
+    kept = {folder for folder, _ in checkpoints[-keep_last:]}
+    evaluated = [item for item in checkpoints if item[1].val_loss is not None]
+    if evaluated:
+        best, _ = min(evaluated, key=lambda item: (item[1].val_loss, item[1].step))
+        kept.add(best)
+    return [folder for folder, _ in checkpoints if folder not in kept]

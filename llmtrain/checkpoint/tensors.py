@@ -1,0 +1,53 @@
+"""A run's state as tensors by name, independent of the layout.
+
+Names are those of the unwrapped model; sharded tensors are DTensors, which know their place in the
+whole. So what one layout has saved any other loads.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+_MODEL, _OPTIMIZER = "model.", "optimizer."
+
+
+def model_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights as `model.<name>`, tied ones under their first name alone."""
+    names = {name for name, _ in module.named_parameters()}
+    state = get_model_state_dict(module)
+    return {_MODEL + name: value for name, value in state.items() if name in names}
+
+
+def training_tensors(
+    module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, torch.Tensor]:
+    """Return weights and optimizer state. Collective over the world.
+
+    An optimizer that has no state yet is given one (of zeros) first, so that there is something to
+    load into. Hyperparameters are left out: the configuration has them.
+    """
+    state = get_optimizer_state_dict(module, tuple(optimizers), options=_FLAT)
+    tensors = {_OPTIMIZER + k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    return model_tensors(module) | tensors
+
+
+def restore_optimizers(
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    """Give the optimizers the state in `tensors`, as `training_tensors` named it."""
+    state: dict[str, Any] = get_optimizer_state_dict(module, tuple(optimizers), options=_FLAT)
+    for name in state:
+        if _OPTIMIZER + name in tensors:
+            state[name] = tensors[_OPTIMIZER + name]
+    set_optimizer_state_dict(module, tuple(optimizers), state, options=_FLAT)

@@ -1,0 +1,150 @@
+"""The tokens of one split, across its shards, and how they become samples."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmtrain.data.manifest import load_manifest, mend, verify_files
+from llmtrain.data.shard import ShardReader
+from llmtrain.errors import DataError, require_choice
+from llmtrain.tokenizer.base import Tokenizer
+from llmtrain.tokenizer.build import load_tokenizer
+
+IGNORED = -100
+"""Label of a position that is not counted in the loss."""
+
+Ids = npt.NDArray[np.int64]
+
+SAMPLES = ("windows", "documents")
+
+
+class TokenDataset:
+    """One split of a prepared folder, read by memory map.
+
+    windows: sample i of length T is tokens [i*T, i*T + T], T+1 of them, of all documents end to
+    end; neighbours share one token, so every token but the first is a label exactly once.
+    documents: sample i is document i and its separator, cut to T+1 tokens or padded.
+    """
+
+    def __init__(self, folder: Path, split: str, verify: bool | None = None) -> None:
+        """Open `split` of the prepared `folder`.
+
+        Args:
+            folder: What `prepare` returned.
+            split: train | validation.
+            verify: Hash every file; None: in folders up to 1 GiB. Sizes are always checked.
+
+        Raises:
+            DataError: the folder is missing, corrupt or too new; names the file and the fix.
+        """
+        manifest = load_manifest(folder)
+        require_choice("split", split, manifest.splits)
+        verify_files(folder, manifest, verify)
+        self.folder = folder
+        self.split = split
+        self.vocab_size = manifest.vocab_size
+        self.separator_id = manifest.separator_id
+        self.tokenizer_hash = manifest.tokenizer_hash
+        shards = [s for s in manifest.splits[split] if s.tokens]
+        self._readers = [ShardReader(folder, shard, manifest.dtype) for shard in shards]
+        self._starts = _cumulative([s.tokens for s in shards])
+        self.n_tokens = int(self._starts[-1])
+        self.n_documents = sum(s.documents for s in shards)
+        for shard, reader in zip(shards, self._readers, strict=True):
+            if len(reader.offsets) != shard.documents + 1 or reader.offsets[-1] != shard.tokens:
+                raise DataError(
+                    f"{folder / shard.name}.idx is corrupt: it does not fit its tokens. "
+                    f"{mend(folder)}"
+                )
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer the folder was made with.
+
+        Raises:
+            DataError: its file cannot be read.
+        """
+        return load_tokenizer(self.folder / "tokenizer.json")
+
+    def n_samples(
+        self, seq_len: int, samples: str = "windows", drop_last: bool | None = None
+    ) -> int:
+        """Return how many samples of `seq_len` tokens there are.
+
+        Args:
+            seq_len: Tokens in a sample.
+            samples: windows | documents.
+            drop_last: Leave out a last window that is not full; None: in the split `train`.
+
+        Raises:
+            ConfigError: `samples` is neither.
+            DataError: the split is too small for one sample.
+        """
+        require_choice("data.samples", samples, SAMPLES)
+        if samples == "documents":
+            count = self.n_documents
+        elif self.split == "train" if drop_last is None else drop_last:
+            count = (self.n_tokens - 1) // seq_len
+        else:
+            count = -(-(self.n_tokens - 1) // seq_len)
+        if count < 1:
+            raise DataError(
+                f"The {self.split} split has {self.n_tokens} tokens, too few for one window of "
+                f"model.seq_len={seq_len} (+1). Lower model.seq_len to {max(1, self.n_tokens - 1)} "
+                "or less, give more text, or set data.samples=documents."
+            )
+        return count
+
+    def fill(self, index: npt.ArrayLike, seq_len: int, samples: str = "windows") -> tuple[Ids, Ids]:
+        """Return samples `index`, shape (B,), as (input_ids, labels), each (B, seq_len) int64.
+
+        `labels` are shifted: position t of `labels` follows position t of `input_ids`. Behind the
+        end of a document (`documents`) or of the split, inputs are the separator and labels
+        `IGNORED`. An index outside the split gives a row of those only.
+        """
+        require_choice("data.samples", samples, SAMPLES)
+        rows = np.atleast_1d(np.asarray(index, dtype=np.int64))
+        if samples == "documents":
+            known = (rows >= 0) & (rows < self.n_documents)
+            safe = np.where(known, rows, 0)
+            start = self._documents[safe]
+            end = np.where(known, self._documents[safe + 1], start)
+        else:
+            start = np.where(rows < 0, self.n_tokens, rows * seq_len)
+            end = np.full_like(start, self.n_tokens)
+        place_BT = start[:, None] + np.arange(seq_len + 1)
+        inside_BT = place_BT < end[:, None]
+        tokens_BT = np.full(place_BT.shape, self.separator_id, dtype=np.int64)
+        tokens_BT[inside_BT] = self._gather(place_BT[inside_BT])
+        labels_BT = np.where(inside_BT[:, 1:], tokens_BT[:, 1:], IGNORED)
+        return np.ascontiguousarray(tokens_BT[:, :-1]), labels_BT
+
+    def tokens(self, start: int, end: int) -> Ids:
+        """Return tokens [start, end) of the split, documents end to end."""
+        return self._gather(np.arange(start, min(end, self.n_tokens), dtype=np.int64))
+
+    def _gather(self, places: Ids) -> Ids:
+        """Return the token at each of `places`, shape (n,), whatever its shard."""
+        if len(self._readers) == 1:
+            return self._readers[0].tokens[places].astype(np.int64)
+        out = np.empty(places.shape, dtype=np.int64)
+        shard = np.searchsorted(self._starts, places, side="right") - 1
+        for number in np.unique(shard):
+            here = shard == number
+            out[here] = self._readers[number].tokens[places[here] - self._starts[number]]
+        return out
+
+    @cached_property
+    def _documents(self) -> Ids:
+        """Where each document starts, counted over the whole split, shape (documents + 1,)."""
+        parts: list[npt.NDArray[Any]] = [
+            reader.offsets[:-1].astype(np.int64) + start
+            for reader, start in zip(self._readers, self._starts, strict=False)
+        ]
+        return np.concatenate([*parts, self._starts[-1:]])
+
+
+def _cumulative(counts: list[int]) -> Ids:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

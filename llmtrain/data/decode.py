@@ -1,0 +1,69 @@
+"""Bytes to text under the policy `data.encoding_errors`."""
+
+from llmtrain.errors import DataError
+
+REPLACEMENT = "\ufffd"
+
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def decode_bytes(raw: bytes, where: str, *, strict: bool, offset: int = 0) -> tuple[str, int]:
+    """Decode UTF-8, without a byte order mark.
+
+    Args:
+        raw: The bytes.
+        where: What a message names: a file, or file:line.
+        strict: Refuse what is no UTF-8 instead of replacing it.
+        offset: Where `raw` starts in its file, in bytes.
+
+    Returns:
+        The text, and how many U+FFFD stand for bytes that are no UTF-8.
+
+    Raises:
+        DataError: NUL bytes, or no UTF-8 under `strict`.
+    """
+    if raw.startswith(UTF16_MARKS) and b"\0" in raw:
+        raise DataError(
+            f"{where} looks like UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
+        )
+    if b"\0" in raw:
+        raise DataError(
+            f"{where} is not text: it has a NUL byte at offset {offset + raw.index(0)}. "
+            "Leave it out of data.path."
+        )
+    try:
+        return raw.decode("utf-8-sig"), 0
+    except UnicodeDecodeError as error:
+        if strict:
+            # The decoder counts from behind the byte order mark.
+            mark = 3 if raw.startswith(b"\xef\xbb\xbf") else 0
+            start = error.start + mark * (len(error.object) < len(raw))
+            raise DataError(
+                f"{where} is not UTF-8: byte 0x{raw[start]:02x} at offset {offset + start}. "
+                "Convert the file, or set data.encoding_errors=replace."
+            ) from None
+    text = raw.decode("utf-8-sig", "replace")
+    # U+FFFD that the file itself spells is not ours to count.
+    return text, text.count(REPLACEMENT) - raw.count(REPLACEMENT.encode("utf-8"))
+
+
+def mend_text(text: str, where: str, *, strict: bool) -> tuple[str, int]:
+    """Replace lone surrogates, which JSON can spell and UTF-8 cannot.
+
+    Returns:
+        The text, and how many U+FFFD were put in.
+
+    Raises:
+        DataError: a lone surrogate under `strict`.
+    """
+    try:
+        text.encode("utf-8")
+        return text, 0
+    except UnicodeEncodeError as error:
+        if strict:
+            raise DataError(
+                f"{where}: the text has half a surrogate pair (character {error.start}), which is "
+                "no Unicode. Mend it, or set data.encoding_errors=replace."
+            ) from None
+    mended = "".join(REPLACEMENT if "\ud800" <= c <= "\udfff" else c for c in text)
+    return mended, mended.count(REPLACEMENT) - text.count(REPLACEMENT)

@@ -1,0 +1,282 @@
+"""Batches: what every step trains on, read ahead by a thread. The one file here that knows torch.
+
+Row r of step s is position p = s * global_batch_size + r of the sampler's stream. Ranks and
+micro-batches only cut those rows, so a step sees the same samples however it is cut.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from llmtrain.data.dataset import IGNORED, TokenDataset
+from llmtrain.data.sampler import Sampler
+from llmtrain.errors import require
+
+PREFETCH_STEPS = 4
+POLL_S = 0.1
+"""How often a waiting thread looks whether it should stop."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a step. Shapes: B rows, T = seq_len."""
+
+    input_ids: Tensor
+    """(B, T) int64."""
+    labels: Tensor
+    """(B, T) int64, already shifted; -100 is not counted."""
+    sample_ids: Tensor
+    """(B,) int64: the position of each row in the whole run (step * global_batch_size + row), in
+    validation the sample's number; a key for randomness that no layout changes."""
+    counted_tokens: int
+    """Labels that are counted in the loss. Counted on the CPU: no device is waited for."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`; from pinned memory the copy does not wait."""
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.sample_ids.to(device, non_blocking=True),
+            self.counted_tokens,
+        )
+
+    def pin(self) -> "Batch":
+        """Return the batch in page-locked memory."""
+        return Batch(
+            self.input_ids.pin_memory(),
+            self.labels.pin_memory(),
+            self.sample_ids.pin_memory(),
+            self.counted_tokens,
+        )
+
+
+class Loader:
+    """The training batches of one data-parallel rank, step after step."""
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        *,
+        seq_len: int,
+        samples: str,
+        seed: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        dp_rank: int,
+        dp_size: int,
+        device: torch.device | None = None,
+    ) -> None:
+        """Load from `dataset`.
+
+        Args:
+            dataset: The split `train`.
+            seq_len: Tokens in a row.
+            samples: windows | documents.
+            seed: Decides the order of the samples.
+            global_batch_size: Rows of a step over all ranks.
+            micro_batch_size: Rows of a batch; those of a rank are cut in order.
+            dp_rank: This rank among those that see different data.
+            dp_size: How many see different data.
+            device: Where batches go; None: they stay on the CPU.
+
+        Raises:
+            ConfigError: the sizes do not divide.
+            DataError: the split is too small for one sample.
+        """
+        require(
+            global_batch_size % dp_size == 0,
+            f"train.global_batch_size={global_batch_size} must be divisible by the "
+            f"{dp_size} data-parallel ranks.",
+        )
+        rows = global_batch_size // dp_size
+        require(
+            rows % micro_batch_size == 0,
+            f"train.micro_batch_size={micro_batch_size} must divide the {rows} rows of a rank "
+            f"(train.global_batch_size={global_batch_size} over {dp_size} ranks).",
+        )
+        self.dataset = dataset
+        self.sampler = Sampler(dataset.n_samples(seq_len, samples), seed)
+        self._seq_len = seq_len
+        self._samples = samples
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._rows = range(dp_rank * rows, (dp_rank + 1) * rows)
+        self._device = device
+        self._prefetch: _Prefetch | None = None
+
+    def start(self, step: int) -> None:
+        """Start reading ahead from `step` on; what was read before is forgotten."""
+        self.close()
+        self._prefetch = _Prefetch(self, step)
+
+    def next(self) -> list[Batch]:
+        """Return the micro-batches of the next step, in order.
+
+        Raises:
+            RuntimeError: `start` was not called.
+            Exception: what went wrong in the reading thread.
+        """
+        if self._prefetch is None:
+            raise RuntimeError("Loader.next() before Loader.start(step)")
+        batches = self._prefetch.next()
+        if self._device is None:
+            return batches
+        return [batch.to(self._device) for batch in batches]
+
+    def load(self, step: int) -> list[Batch]:
+        """Return the micro-batches of `step` on the CPU, read here and now."""
+        first = step * self._global_batch_size
+        batches = []
+        for start in range(self._rows.start, self._rows.stop, self._micro_batch_size):
+            positions = first + np.arange(start, start + self._micro_batch_size, dtype=np.int64)
+            index = self.sampler.sample(positions)
+            batch = _make_batch(self.dataset, index, positions, self._seq_len, self._samples)
+            cuda = self._device is not None and self._device.type == "cuda"
+            batches.append(batch.pin() if cuda else batch)
+        return batches
+
+    def close(self) -> None:
+        """Stop reading ahead. The loader may be started again."""
+        if self._prefetch is not None:
+            self._prefetch.close()
+            self._prefetch = None
+
+    def __enter__(self) -> Self:
+        """Return the loader itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop reading ahead."""
+        self.close()
+
+
+class _Prefetch:
+    """A thread that reads steps into a queue of `PREFETCH_STEPS`, until it is closed or fails."""
+
+    def __init__(self, loader: Loader, step: int) -> None:
+        self._queue: queue.Queue[list[Batch] | BaseException] = queue.Queue(PREFETCH_STEPS)
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(
+            target=self._run, args=(loader, step), name="llmtrain-loader", daemon=True
+        )
+        self._thread.start()
+
+    def next(self) -> list[Batch]:
+        if self._error is None:
+            item = self._queue.get()
+            if not isinstance(item, BaseException):
+                return item
+            self._error = item
+        raise self._error
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self, loader: Loader, step: int) -> None:
+        while not self._stop.is_set():
+            try:
+                item: list[Batch] | BaseException = loader.load(step)
+            except BaseException as error:
+                item = error
+            self._put(item)
+            if isinstance(item, BaseException):
+                return
+            step += 1
+
+    def _put(self, item: list[Batch] | BaseException) -> None:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=POLL_S)
+                return
+            except queue.Full:
+                continue
+
+
+class ValidationBatches:
+    """The validation split in order, once, in the same number of batches on every rank.
+
+    Batch b of rank r holds samples [(b*dp_size + r) * batch_size, + batch_size); those behind the
+    last are rows of ignored labels.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        seq_len: int,
+        batch_size: int,
+        dp_rank: int,
+        dp_size: int,
+        max_tokens: float | None = None,
+        samples: str = "windows",
+        device: torch.device | None = None,
+    ) -> None:
+        """Read from `dataset`.
+
+        Args:
+            dataset: The split `validation`.
+            seq_len: Tokens in a row.
+            batch_size: Rows of a batch on one rank.
+            dp_rank: This rank among those that see different data.
+            dp_size: How many see different data.
+            max_tokens: Tokens read over all ranks, at most, but one row at least; None: all.
+            samples: windows | documents.
+            device: Where batches go; None: they stay on the CPU.
+
+        Raises:
+            DataError: the split has no sample.
+        """
+        count = dataset.n_samples(seq_len, samples, drop_last=False)
+        if max_tokens is not None:
+            count = min(count, max(1, int(max_tokens // seq_len)))
+        self.n_samples = count
+        self._dataset = dataset
+        self._seq_len = seq_len
+        self._samples = samples
+        self._batch_size = batch_size
+        self._dp_rank = dp_rank
+        self._dp_size = dp_size
+        self._device = device
+
+    def __len__(self) -> int:
+        """Return how many batches every rank yields."""
+        return -(-self.n_samples // (self._batch_size * self._dp_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of this rank, from the start."""
+        for number in range(len(self)):
+            first = (number * self._dp_size + self._dp_rank) * self._batch_size
+            places = np.arange(first, first + self._batch_size, dtype=np.int64)
+            index = np.where(places < self.n_samples, places, -1)
+            batch = _make_batch(self._dataset, index, places, self._seq_len, self._samples)
+            yield batch if self._device is None else batch.to(self._device)
+
+
+def _make_batch(
+    dataset: TokenDataset,
+    index: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+    seq_len: int,
+    samples: str,
+) -> Batch:
+    input_ids, labels = dataset.fill(index, seq_len, samples)
+    return Batch(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(labels),
+        torch.from_numpy(positions),
+        int((labels != IGNORED).sum()),
+    )

@@ -1,0 +1,52 @@
+"""The mesh: every process's place along the axes of parallelism.
+
+Axes, outermost first: pp, dp_replicate, dp_shard, cp, tp. A *replica* of the model is everything
+inside one dp_replicate coordinate. Neighbouring ranks share the innermost axis, which talks most.
+"""
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from llmtrain.config.plan import AXES, Plan
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The device mesh with what is asked of it by name."""
+
+    device_mesh: DeviceMesh
+    """All axes, those of size 1 too."""
+    dp_group: dist.ProcessGroup
+    """The processes that share a batch: dp_replicate x dp_shard."""
+    dp_rank: int
+    """This process's part of the batch, 0 to dp_size - 1."""
+    dp_size: int
+
+    def size(self, axis: str) -> int:
+        """Return the number of processes along `axis`."""
+        return self.device_mesh[axis].size()
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        """Return the process group of this process along `axis`."""
+        return self.device_mesh.get_group(axis)
+
+
+def build_mesh(plan: Plan, device_type: str) -> Mesh:
+    """Build the mesh of `plan`. Collective over the world.
+
+    Args:
+        plan: The sizes of the axes; their product is the world size.
+        device_type: cpu | cuda.
+    """
+    device_mesh = init_device_mesh(
+        device_type, tuple(plan.axis(axis) for axis in AXES), mesh_dim_names=AXES
+    )
+    dp = device_mesh["dp_replicate", "dp_shard"]._flatten("dp")
+    return Mesh(
+        device_mesh=device_mesh,
+        dp_group=dp.get_group(),
+        dp_rank=dp.get_local_rank(),
+        dp_size=dp.size(),
+    )

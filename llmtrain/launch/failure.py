@@ -1,0 +1,219 @@
+"""Whose fault it was: the rank that failed first, told in one panel and in result.json.
+
+When one rank dies, all others fail within moments, because their connection to it breaks or because
+the launcher stops them. Only the first failure explains anything.
+"""
+
+import json
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config.paths import LOGS, RESULT
+from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
+from llmtrain.log import log_path
+from llmtrain.panel import show_error
+
+LOG_TAIL_LINES = 15
+
+# Nobody but the kernel, or a person, sends these: they come before what they cause in other ranks.
+_FATAL = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+
+_SIGNAL_NOTES = {
+    signal.SIGKILL: "SIGKILL usually comes from the kernel's out-of-memory killer (see `dmesg`): "
+    "lower train.micro_batch_size, or model.seq_len.",
+    signal.SIGSEGV: "SIGSEGV: native code read memory that is not its own.",
+    signal.SIGBUS: "SIGBUS usually means that /dev/shm or the disk is full: see llmtrain doctor.",
+    signal.SIGABRT: "SIGABRT: native code gave up; its last words are in the log.",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How one rank ended."""
+
+    rank: int
+    exit_code: int
+    """As Popen says it: minus the signal's number when one killed it."""
+    seen: float
+    """When the launcher noticed, unix s."""
+    report: Mapping[str, Any] | None = None
+    """What the rank itself wrote into logs/failure_rank_N.json."""
+
+    @property
+    def killed_by(self) -> signal.Signals | None:
+        """The signal that killed it."""
+        try:
+            return signal.Signals(-self.exit_code) if self.exit_code < 0 else None
+        except ValueError:
+            return None
+
+    @property
+    def user_error(self) -> bool:
+        """Whether it is the user's mistake, whose panel rank 0 has printed."""
+        if self.report is not None:
+            return bool(self.report.get("user_error"))
+        return self.exit_code == EXIT_USER
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to end, and did."""
+        codes = (EXIT_SIGINT, EXIT_SIGTERM, -signal.SIGINT, -signal.SIGTERM)
+        return self.report is None and self.exit_code in codes
+
+
+def failure_path(run_dir: Path, rank: int) -> Path:
+    """Return RUN_DIR/logs/failure_rank_N.json."""
+    return run_dir / LOGS / f"failure_rank_{rank}.json"
+
+
+def output_path(run_dir: Path, rank: int, kind: str) -> Path:
+    """Return RUN_DIR/logs/rank_N.out or .err: what a rank other than 0 printed, last words too."""
+    return run_dir / LOGS / f"rank_{rank}.{kind}"
+
+
+def drop_empty_outputs(run_dir: Path) -> None:
+    """Remove the rank_N.out and rank_N.err in which nothing stands."""
+    for kind in ("out", "err"):
+        for path in (run_dir / LOGS).glob(f"rank_*.{kind}"):
+            if path.stat().st_size == 0:
+                path.unlink(missing_ok=True)
+
+
+def clear_stale(run_dir: Path) -> None:
+    """Remove what the failures of an earlier start in the same folder left."""
+    for pattern in ("failure_rank_*.json", "rank_*.out", "rank_*.err"):
+        for path in (run_dir / LOGS).glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def read_failures(run_dir: Path, ended: Mapping[int, tuple[int, float]]) -> list[Failure]:
+    """Return the failures of the ranks in `ended` (rank -> exit code, unix s)."""
+    failures = []
+    for rank, (exit_code, seen) in ended.items():
+        try:
+            report = json.loads(failure_path(run_dir, rank).read_text())
+        except (OSError, ValueError):
+            report = None
+        failures.append(Failure(rank, exit_code, seen, report))
+    return failures
+
+
+def first_failure(failures: list[Failure]) -> Failure:
+    """Return the failure that caused the others.
+
+    A rank that a signal killed leaves no report, so its moment is known only as the launcher's; one
+    that the launcher killed itself, after a vain SIGTERM, comes seconds after the first.
+    """
+    start = min(failure.seen for failure in failures)
+
+    def order(failure: Failure) -> tuple[int, float]:
+        if failure.stopped:
+            return 5, failure.seen
+        if failure.report is not None:
+            when = float(failure.report.get("time", failure.seen))
+            return (4 if failure.report.get("lost_peer") else 1), when
+        if failure.killed_by in _FATAL and failure.seen <= start + 2:
+            return 0, failure.seen
+        # An abort is often the echo of another rank's error: C++ gives up on a broken connection.
+        return (2 if failure.killed_by else 3), failure.seen
+
+    return min(failures, key=order)
+
+
+def report_failure(run_dir: Path, failures: list[Failure], *, since: float) -> int:
+    """Tell the first of `failures`, complete result.json, and return the launcher's exit code.
+
+    Args:
+        run_dir: The run directory.
+        failures: Every rank that did not end well.
+        since: When this start began, unix s.
+    """
+    first = first_failure(failures)
+    if first.stopped:
+        code = abs(first.exit_code)
+        code = code if code > 128 else 128 + code
+        complete_result(run_dir, stop_status(code), None, since=since)
+        return code
+    summary = describe(first)
+    complete_result(run_dir, "failed", f"rank {first.rank}: {summary}", since=since)
+    if first.user_error:
+        if not any(failure.rank == 0 and failure.user_error for failure in failures):
+            show_error("error", str((first.report or {}).get("message", summary)))
+        return EXIT_USER
+    log = log_path(run_dir, first.rank)
+    others = len(failures) - 1
+    body = [summary]
+    if first.killed_by in _SIGNAL_NOTES:
+        body.append(_SIGNAL_NOTES[first.killed_by])
+    if others:
+        body.append(f"{others} other {'rank' if others == 1 else 'ranks'} ended because of it.")
+    tail = log_tail(run_dir, first.rank)
+    if tail:
+        body += ["", f"Last lines of {log}:", *tail]
+    body += ["", f"Everything is in {log}"]
+    show_error(f"rank {first.rank} failed", "\n".join(body), footer=str(run_dir))
+    return EXIT_BUG
+
+
+def describe(failure: Failure) -> str:
+    """Return one line: how the rank ended, and its error where it told one."""
+    if failure.killed_by is not None:
+        ending = f"killed by {failure.killed_by.name}"
+    else:
+        ending = f"exit code {failure.exit_code}"
+    if failure.report is not None:
+        kind, message = failure.report.get("type", "error"), failure.report.get("message", "")
+        return f"{kind}: {message} ({ending})"
+    return ending
+
+
+def log_tail(run_dir: Path, rank: int, lines: int = LOG_TAIL_LINES) -> list[str]:
+    """Return the last lines of what the rank logged, and of what it printed where that is kept."""
+    tail: list[str] = []
+    for path in (output_path(run_dir, rank, "err"), log_path(run_dir, rank)):
+        with_room = lines - len(tail)
+        tail = [*_last_lines(path, with_room), *tail]
+    return tail
+
+
+def _last_lines(path: Path, lines: int, most_bytes: int = 65536) -> list[str]:
+    if lines <= 0:
+        return []
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - most_bytes))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+
+
+def stop_status(exit_code: int) -> str:
+    """Return the status of a run that a signal ended: 130 a person's, 143 a scheduler's."""
+    return "stopped" if exit_code == EXIT_SIGINT else "preempted"
+
+
+def complete_result(run_dir: Path, status: str, error: str | None, *, since: float) -> None:
+    """Write result.json where the worker could not: it died, or was stopped before it began.
+
+    Args:
+        run_dir: The run directory.
+        status: What the launcher saw.
+        error: The first failure, if any.
+        since: When this start began, unix s; what was written before belongs to an earlier one.
+    """
+    path = run_dir / RESULT
+    try:
+        written = dict(json.loads(path.read_text()))
+        fresh = path.stat().st_mtime >= since
+    except (OSError, ValueError, TypeError):
+        written, fresh = {}, False
+    # Rank 0 writes "failed" with its own error, which may only be that another rank is gone.
+    if fresh and not status == "failed" == written.get("status"):
+        return
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps({**written, "status": status, "error": error}, indent=2) + "\n")
+    partial.replace(path)

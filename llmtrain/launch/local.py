@@ -1,0 +1,68 @@
+"""Start the workers of one run on this machine, and see them to their end.
+
+One process is started as it is; several under torchrun's elastic agent (`llmtrain/agent.py`), which
+gives them a rendezvous store and stops all when one dies.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config.groups.launcher import LauncherConfig, LocalLauncherConfig
+from llmtrain.errors import EXIT_BUG, EXIT_OK
+from llmtrain.launch.environment import worker_environment
+from llmtrain.launch.failure import (
+    clear_stale,
+    complete_result,
+    read_failures,
+    report_failure,
+    stop_status,
+)
+from llmtrain.launch.process import Ended, supervise
+from llmtrain.panel import show_error
+
+PYTHON = (sys.executable, "-P", "-m")
+"""-P: a stray `random.py` in the current folder is not imported in place of the real one."""
+
+
+def launch(run_dir: Path, processes: int, launcher: LauncherConfig) -> int:
+    """Train from the frozen `run_dir` with `processes` workers; return the exit code."""
+    clear_stale(run_dir)
+    since = time.time()
+    if processes == 1:
+        command = [*PYTHON, "llmtrain.worker", str(run_dir)]
+    else:
+        command = [*PYTHON, "llmtrain.agent", str(run_dir), "--nproc-per-node", str(processes)]
+    ended = supervise(command, worker_environment(launcher, processes))
+    if ended.stopped_by is not None and ended.exit_code > 128:
+        complete_result(run_dir, stop_status(ended.exit_code), None, since=since)
+        return ended.exit_code
+    if ended.code == EXIT_OK:
+        return EXIT_OK
+    if processes == 1:
+        failures = read_failures(run_dir, {0: (ended.code, time.time())})
+        return report_failure(run_dir, failures, since=since)
+    return _after_agent(run_dir, ended, since)
+
+
+def _after_agent(run_dir: Path, ended: Ended, since: float) -> int:
+    """Return the exit code after an agent, which has told its workers' failure if it could."""
+    if ended.code < 0:
+        error = f"the agent was killed by signal {-ended.code}"
+        complete_result(run_dir, "failed", error, since=since)
+        show_error("launch failed", f"{error}; its workers ended with it.", footer=str(run_dir))
+        return EXIT_BUG
+    return ended.code
+
+
+def run_task(task: str, request: Mapping[str, Any]) -> int:
+    """Have one worker do `task` with the plain values of `request`; return the exit code."""
+    command = [*PYTHON, "llmtrain.worker", "--task", task, "--request", json.dumps(request)]
+    ended = supervise(command, worker_environment(LocalLauncherConfig(), 1))
+    if ended.code < 0 and ended.stopped_by is None:
+        show_error(f"{task} failed", f"The process was killed by signal {-ended.code}.")
+        return EXIT_BUG
+    return ended.exit_code

@@ -1,0 +1,124 @@
+"""One child process: started in a session of its own, signalled once, never orphaned.
+
+    terminal: Ctrl-C -> llmtrain (this file) -> one SIGINT -> worker, or agent -> its workers
+
+The terminal reaches only the launcher, because the child has a session of its own; so every process
+gets each signal exactly once. A second Ctrl-C kills the child's whole group.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM
+
+PARENT_ENV = "LLMTRAIN_PARENT_PID"
+"""The process id of the launcher, for `die_with_parent` to notice that it died before the call."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(signum: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process `signum` when its parent dies. Does nothing off Linux.
+
+    To be called first of all, in the main thread. A parent that has died already is noticed by its
+    process id, where the launcher has told it.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0)
+    parent = os.environ.get(PARENT_ENV)
+    if parent and os.getppid() != int(parent):
+        os._exit(1)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended."""
+
+    code: int
+    """As Popen says it: minus the signal's number when one killed it."""
+    stopped_by: signal.Signals | None
+    """The first signal that the launcher got and passed on."""
+    forced: bool
+    """Whether a second Ctrl-C killed it."""
+
+    @property
+    def exit_code(self) -> int:
+        """What a launcher should exit with: 130/143 after a signal that it passed on."""
+        clean = self.code in (EXIT_SIGINT, EXIT_SIGTERM) or self.code < 0
+        if self.stopped_by is not None and (clean or self.forced):
+            return EXIT_SIGINT if self.stopped_by == signal.SIGINT else EXIT_SIGTERM
+        return self.code if self.code >= 0 else 128 - self.code
+
+
+class _Forwarder:
+    """Passes the first signal on to the child; a second SIGINT kills the child's group."""
+
+    def __init__(self) -> None:
+        self.child: subprocess.Popen[bytes] | None = None
+        self.stopped_by: signal.Signals | None = None
+        self.forced = False
+
+    def __call__(self, signum: int, frame: types.FrameType | None) -> None:
+        # A lost terminal stops a run as a scheduler would.
+        sent = signal.Signals(signum)
+        sent = signal.SIGTERM if sent == signal.SIGHUP else sent
+        if self.stopped_by is None:
+            self.stopped_by = sent
+            self.pass_on()
+        elif sent == signal.SIGINT and not self.forced:
+            self.forced = True
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        if self.child is None or self.stopped_by is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if self.forced:
+                # Workers of an agent have sessions of their own; they die with the agent.
+                os.killpg(self.child.pid, signal.SIGKILL)
+            else:
+                self.child.send_signal(self.stopped_by)
+
+
+@contextlib.contextmanager
+def _handling(forwarder: _Forwarder) -> Iterator[None]:
+    before = {}
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup stays in force; SIGINT is handled even where a shell's `&` had it ignored.
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+            before[signum] = signal.signal(signum, forwarder)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def supervise(command: Sequence[str], env: Mapping[str, str]) -> Ended:
+    """Run `command` to its end, passing signals on. To be called in the main thread.
+
+    Args:
+        command: What to start.
+        env: The child's whole environment.
+
+    Raises:
+        OSError: when it cannot be started.
+    """
+    forwarder = _Forwarder()
+    sys.stdout.flush()
+    with _handling(forwarder):
+        child = subprocess.Popen(
+            command, env={**env, PARENT_ENV: str(os.getpid())}, start_new_session=True
+        )
+        forwarder.child = child
+        forwarder.pass_on()  # what came while the child was being started
+        code = child.wait()
+    return Ended(code, forwarder.stopped_by, forwarder.forced)

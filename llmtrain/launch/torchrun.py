@@ -1,0 +1,44 @@
+"""Under an existing torchrun the ranks come first: each becomes its worker.
+
+    torchrun --nproc-per-node N -m llmtrain train ...
+
+Rank 0 composes and freezes the run directory; the others become workers at once and learn its path
+from rank 0's worker over the rendezvous store.
+"""
+
+import os
+import sys
+from typing import NoReturn
+
+from llmtrain.config.groups.launcher import LauncherConfig, LocalLauncherConfig
+from llmtrain.launch.environment import worker_environment
+from llmtrain.launch.local import PYTHON
+
+
+def rank() -> int | None:
+    """Return this process' rank where a torchrun started it, else null."""
+    names = ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+    return int(os.environ["RANK"]) if all(name in os.environ for name in names) else None
+
+
+def world_size() -> int:
+    """Return how many processes that torchrun started."""
+    return int(os.environ["WORLD_SIZE"])
+
+
+def become_worker(run_dir: str, launcher: LauncherConfig | None = None) -> NoReturn:
+    """Replace this process by its worker.
+
+    Args:
+        run_dir: The run directory; "-": rank 0's worker will tell it.
+        launcher: Threads and allocator, where they are known; null: the defaults.
+    """
+    base = dict(os.environ)
+    processes = int(base.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > 1 and base.get("OMP_NUM_THREADS") == "1":
+        # torchrun's own default, which leaves most cores idle.
+        del base["OMP_NUM_THREADS"]
+    env = worker_environment(launcher or LocalLauncherConfig(), processes, base)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [*PYTHON, "llmtrain.worker", run_dir], env)

@@ -1,0 +1,93 @@
+"""Causal self-attention with grouped key/value heads, rotary positions and a key/value cache.
+
+Shapes: B samples, T positions, D model width, N query heads, K key/value heads, H head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of the positions one layer has seen."""
+
+    k_BKTH: torch.Tensor
+    v_BKTH: torch.Tensor
+    length: int = 0
+    """Positions filled so far."""
+
+    def append(
+        self, k_BKTH: torch.Tensor, v_BKTH: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add new positions and return all keys and values so far."""
+        end = self.length + k_BKTH.shape[2]
+        self.k_BKTH[:, :, self.length : end] = k_BKTH
+        self.v_BKTH[:, :, self.length : end] = v_BKTH
+        self.length = end
+        return self.k_BKTH[:, :, :end], self.v_BKTH[:, :, :end]
+
+
+def rotary_table(
+    positions_T: torch.Tensor, head_dim: int, theta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cos and sin, (T, H/2) fp32, of the rotary angles (arXiv:2104.09864, eq. 15)."""
+    exponent = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float64)
+    frequency = theta ** -(exponent / head_dim)
+    angle = positions_T.to(torch.float64)[:, None] * frequency
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x_BTNH: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turn each pair (x[i], x[i + H/2]) by its angle: the half-split form of Llama on Hugging Face."""
+    # Promotion does the arithmetic of bf16 activations in fp32.
+    cos, sin = (table[None, :, None, :] for table in rotary)
+    x1, x2 = x_BTNH.chunk(2, dim=-1)
+    turned = torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+    return turned.to(x_BTNH.dtype)
+
+
+class CausalSelfAttention(nn.Module):
+    """softmax(q k^T / sqrt(H)) v over earlier positions (Vaswani et al. 2017, eq. 1)."""
+
+    def __init__(self, dim: int, n_heads: int, n_kv_heads: int, *, bias: bool) -> None:
+        super().__init__()
+        self.head_dim = dim // n_heads
+        self.wq = nn.Linear(dim, n_heads * self.head_dim, bias=bias)
+        self.wk = nn.Linear(dim, n_kv_heads * self.head_dim, bias=bias)
+        self.wv = nn.Linear(dim, n_kv_heads * self.head_dim, bias=bias)
+        self.wo = nn.Linear(n_heads * self.head_dim, dim, bias=bias)
+
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        """Return (B, T, D).
+
+        Args:
+            x_BTD: Activations.
+            rotary: cos and sin of `rotary_table` for these positions; None without rotary.
+            cache: Keys and values of earlier positions, extended in place.
+        """
+        B, T, _ = x_BTD.shape
+        # -1: under tensor parallelism a rank holds only some of the heads.
+        q_BTNH = self.wq(x_BTD).view(B, T, -1, self.head_dim)
+        k_BTKH = self.wk(x_BTD).view(B, T, -1, self.head_dim)
+        v_BTKH = self.wv(x_BTD).view(B, T, -1, self.head_dim)
+        if rotary is not None:
+            q_BTNH, k_BTKH = rotate(q_BTNH, rotary), rotate(k_BTKH, rotary)
+        q_BNTH, k_BKTH, v_BKTH = (t.transpose(1, 2) for t in (q_BTNH, k_BTKH, v_BTKH))
+        is_causal = True
+        if cache is not None:
+            # With a filled cache only single positions are asked for, and they see all of it.
+            is_causal = cache.length == 0 and T > 1
+            k_BKTH, v_BKTH = cache.append(k_BKTH, v_BKTH)
+        y_BNTH = F.scaled_dot_product_attention(
+            q_BNTH, k_BKTH, v_BKTH, is_causal=is_causal,
+            enable_gqa=q_BNTH.shape[1] != k_BKTH.shape[1],
+        )  # fmt: skip
+        return self.wo(y_BNTH.transpose(1, 2).reshape(B, T, -1))

@@ -1,0 +1,47 @@
+"""Llama: rotary positions, RMSNorm, SwiGLU, grouped-query attention (arXiv:2302.13971)."""
+
+from torch import nn
+
+from llmtrain.config.groups.model import LlamaConfig
+from llmtrain.models.attention import CausalSelfAttention
+from llmtrain.models.layers import SwiGLUFeedForward
+from llmtrain.models.transformer import Block, Transformer
+
+
+def llama_ffn_dim(config: LlamaConfig) -> int:
+    """Return the feed-forward width: as given, else 8/3 dim rounded up (arXiv:2302.13971, 2.2)."""
+    if config.ffn_dim is not None:
+        return config.ffn_dim
+    multiple = config.ffn_multiple_of
+    return -(-8 * config.dim // (3 * multiple)) * multiple
+
+
+def make_llama(config: LlamaConfig, vocab_size: int) -> Transformer:
+    """Return a Llama of `config` with `vocab_size` rows in its embedding."""
+
+    def make_norm() -> nn.Module:
+        return nn.RMSNorm(config.dim, eps=config.norm_eps)
+
+    n_kv_heads = config.n_kv_heads or config.n_heads
+    blocks = [
+        Block(
+            CausalSelfAttention(config.dim, config.n_heads, n_kv_heads, bias=False),
+            SwiGLUFeedForward(config.dim, llama_ffn_dim(config)),
+            make_norm,
+            config.dropout,
+        )
+        for _ in range(config.n_layers)
+    ]
+    return Transformer(
+        vocab_size=vocab_size,
+        dim=config.dim,
+        seq_len=config.seq_len,
+        head_dim=config.dim // config.n_heads,
+        n_kv_heads=n_kv_heads,
+        blocks=blocks,
+        norm=make_norm(),
+        dropout=config.dropout,
+        tie_embeddings=config.tie_embeddings,
+        learned_positions=False,
+        rope_theta=config.rope_theta,
+    )

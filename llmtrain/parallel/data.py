@@ -1,0 +1,103 @@
+"""Data parallelism: torch's DDP (zero=0) and FSDP2 (zero=1..3, HSDP).
+
+What ZeRO (arXiv:1910.02054, section 5) shards, and the FSDP2 setting that does so:
+
+    zero  sharded                      after forward     after backward        gradients travel
+    1     optimizer state              weights stay      weights stay until    once a step, whole
+                                                         the last micro-batch  ones accumulate
+    2     and gradients                weights stay      the same              every micro-batch
+    3     and weights                  weights freed     weights freed         every micro-batch
+
+Both reduce gradients to their mean over the data-parallel ranks; `train.step` scales each rank's
+loss so that this mean is the gradient of the global loss.
+"""
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from llmtrain.distributed.mesh import Mesh
+from llmtrain.parallel.precision import Precision
+
+Microbatch = Callable[[bool], contextlib.AbstractContextManager[object]]
+"""Called with "is this the step's last micro-batch?" around a forward and backward."""
+
+
+def no_microbatch_context(is_last: bool) -> contextlib.AbstractContextManager[object]:
+    """The `Microbatch` of a model whose gradients go nowhere."""
+    return contextlib.nullcontext()
+
+
+def apply_ddp(model: nn.Module, mesh: Mesh) -> tuple[nn.Module, Microbatch]:
+    """Return `model` under DDP, and its `Microbatch`. Collective over dp.
+
+    Weights are not broadcast: every rank has drawn the same ones from the seed.
+    """
+    ddp = nn.parallel.DistributedDataParallel(
+        model, process_group=mesh.dp_group, init_sync=False, broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )  # fmt: skip
+
+    def microbatch(is_last: bool) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if is_last else ddp.no_sync()
+
+    return ddp, microbatch
+
+
+def shard_mesh(mesh: Mesh) -> DeviceMesh:
+    """Return the mesh FSDP works on: dp_shard, under dp_replicate where there are replicas (HSDP)."""
+    if mesh.size("dp_replicate") > 1:
+        return mesh.device_mesh["dp_replicate", "dp_shard"]
+    return mesh.device_mesh["dp_shard"]
+
+
+def apply_fsdp(module: nn.Module, mesh: DeviceMesh, zero: int, precision: Precision) -> None:
+    """Shard the parameters of `module` that no module inside it has sharded, in place.
+
+    Args:
+        module: A block, or the model after its blocks.
+        mesh: `shard_mesh`.
+        zero: 1, 2 or 3.
+        precision: bf16 gathers weights in bf16 and reduces gradients in fp32.
+    """
+    # Imported here: FSDP costs a second of start-up that other strategies need not pay.
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy()
+    if precision.compute_dtype != precision.parameter_dtype:
+        policy = MixedPrecisionPolicy(
+            param_dtype=precision.compute_dtype, reduce_dtype=torch.float32
+        )
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=zero == 3)
+
+
+def fsdp_microbatch(model: nn.Module, zero: int) -> Microbatch:
+    """Return the `Microbatch` of a model under `apply_fsdp`."""
+    from torch.distributed.fsdp import FSDPModule
+
+    assert isinstance(model, FSDPModule)
+
+    def microbatch(is_last: bool) -> contextlib.AbstractContextManager[object]:
+        if zero == 1:
+            model.set_requires_gradient_sync(is_last)
+        if zero in (1, 2):
+            model.set_reshard_after_backward(is_last)
+        model.set_is_last_backward(is_last)
+        return contextlib.nullcontext()
+
+    return microbatch
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the weights that a forward without a backward has left gathered (zero=1 and 2).
+
+    Until then `model.parameters()` are not the ones the optimizer holds.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

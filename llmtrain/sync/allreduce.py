@@ -1,0 +1,67 @@
+"""`sync=allreduce`: gradients are averaged over all replicas in every step.
+
+DDP and FSDP2 reduce while the backward still runs, so the hooks here have nothing left to do but
+to account for it.
+"""
+
+import contextlib
+from typing import Any
+
+from torch import nn
+
+from llmtrain.config.groups.sync import SyncConfig
+from llmtrain.distributed.mesh import Mesh
+from llmtrain.sync.interface import SyncReport
+
+
+class AllReduce:
+    """Synchronous training: what one process would compute."""
+
+    reduces_gradients = True
+
+    def __init__(
+        self, config: SyncConfig, module: nn.Module, mesh: Mesh, zero: int, micro_batches: int
+    ) -> None:
+        """Count what a step sends.
+
+        By the ring formulas: an all-reduce of N bytes over W ranks sends 2 (W-1)/W N from each, a
+        reduce-scatter or an all-gather (W-1)/W N (Patarasuk and Yuan 2009).
+
+        Args:
+            config: The group `sync`.
+            module: The model.
+            mesh: The mesh.
+            zero: strategy.zero.
+            micro_batches: Micro-batches in a step.
+        """
+        total = sum(p.numel() * p.element_size() for p in module.parameters())
+        shard, replicate = mesh.size("dp_shard"), mesh.size("dp_replicate")
+        gathers = {0: 0, 1: 1, 2: 1, 3: 2 * micro_batches}[zero]
+        scatters = {0: 0, 1: 1, 2: micro_batches, 3: micro_batches}[zero]
+        inside = (gathers + scatters) * (shard - 1) / shard * total
+        between = 2 * (replicate - 1) / replicate * total / shard
+        self._report = SyncReport(comm_bytes=inside + between)
+
+    def before_step(self, step: int) -> None:
+        """Nothing precedes a step."""
+
+    def reduce_grads(self, step: int) -> None:
+        """The wrappers have reduced the gradients in the backward."""
+
+    def after_step(self, step: int) -> SyncReport:
+        """Return what the gradients' way cost."""
+        return self._report
+
+    def finish(self) -> None:
+        """Nothing is left: replicas are equal after every step."""
+
+    def eval_context(self) -> contextlib.AbstractContextManager[object]:
+        """The weights are the ones to evaluate."""
+        return contextlib.nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """There is no state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is no state."""

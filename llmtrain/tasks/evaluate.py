@@ -1,0 +1,62 @@
+"""The task `evaluate`: loss and perplexity of a checkpoint, in one process."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from llmtrain.config.groups.inference import EvaluateConfig
+from llmtrain.data.dataset import TokenDataset
+from llmtrain.data.loader import ValidationBatches
+from llmtrain.data.prepare import prepare
+from llmtrain.distributed.env import init_process_group, open_store, rank_info
+from llmtrain.errors import EXIT_OK, CheckpointError
+from llmtrain.parallel.precision import Precision
+from llmtrain.tasks.inference import load_trained
+from llmtrain.train.evaluate import evaluate
+
+
+def run_evaluate(config: EvaluateConfig) -> int:
+    """Print the loss and perplexity of a checkpoint; return the exit code.
+
+    Raises:
+        UserError: when the run, its checkpoint or its data cannot be used.
+    """
+    assert config.run is not None
+    info = rank_info(config.device)
+    trained = load_trained(Path(config.run), config.checkpoint, info.device)
+    run = trained.run
+    dataset = TokenDataset(prepare(run.data, run.tokenizer), config.split)
+    if dataset.tokenizer().hash() != trained.manifest.tokenizer_hash:
+        raise CheckpointError(
+            f"{trained.folder} was trained with another tokenizer than the run's data gives now; "
+            "has the text changed since?"
+        )
+    init_process_group(info, open_store())
+    batches = ValidationBatches(
+        dataset, seq_len=run.model.seq_len, samples=run.data.samples,
+        batch_size=config.batch_size, dp_rank=0, dp_size=1, max_tokens=config.tokens,
+        device=info.device,
+    )  # fmt: skip
+    assert dist.group.WORLD is not None
+    result = evaluate(
+        trained.model, batches, precision=Precision(run.train.precision), device=info.device,
+        group=dist.group.WORLD,
+    )  # fmt: skip
+    answer = {
+        "split": config.split, "step": trained.manifest.step,
+        "checkpoint": str(trained.folder), **dataclasses.asdict(result),
+    }  # fmt: skip
+    if config.json:
+        print(json.dumps(answer))
+        return EXIT_OK
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in answer.items():
+        table.add_row(
+            f"[bold]{name}[/]", f"{value:.4f}" if isinstance(value, float) else str(value)
+        )
+    Console().print(table)
+    return EXIT_OK

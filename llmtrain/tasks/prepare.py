@@ -1,0 +1,37 @@
+"""The task `prepare`: raw text to shards, nothing more."""
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from llmtrain.config.schema import PrepareConfig
+from llmtrain.data.prepare import load_report, prepare
+from llmtrain.errors import EXIT_OK
+
+
+def run_prepare(config: PrepareConfig) -> int:
+    """Prepare the data and print its report; return the exit code.
+
+    Raises:
+        UserError: when an input cannot be used.
+    """
+    folder = prepare(config.data, config.tokenizer, console=Console(stderr=True))
+    report = load_report(folder)
+    if config.json:
+        print(json.dumps({"folder": str(folder), **report}))
+        return EXIT_OK
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("[bold]folder[/]", str(folder))
+    _add_rows(table, report, "")
+    Console(soft_wrap=True).print(table)
+    return EXIT_OK
+
+
+def _add_rows(table: Table, values: dict[str, object], prefix: str) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _add_rows(table, value, f"{prefix}{name}.")
+        else:
+            shown = f"{value:,.3f}" if isinstance(value, float) else str(value)
+            table.add_row(f"[bold]{prefix}{name}[/]", shown)

@@ -1,0 +1,38 @@
+"""result.json: how a run ended, for people and for programs."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmtrain.config import paths
+
+
+@dataclass(kw_only=True)
+class RunResult:
+    """The contents of result.json."""
+
+    status: str
+    """completed | failed | preempted | stopped."""
+    step: int = 0
+    tokens: int = 0
+    train_loss: float | None = None
+    val_loss: float | None = None
+    wall_s: float = 0.0
+    """Seconds since this start of the run."""
+    error: str | None = None
+
+    def save(self, run_dir: Path) -> None:
+        """Write result.json, whole or not at all."""
+        path = run_dir / paths.RESULT
+        staging = path.with_suffix(".tmp")
+        staging.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        staging.replace(path)
+
+
+def load_result(run_dir: Path) -> RunResult | None:
+    """Return the earlier result of `run_dir`; None where there is none that can be read."""
+    try:
+        return RunResult(**json.loads((run_dir / paths.RESULT).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,163 @@
+"""The task `train`: prepare the data if it is not cached, train, evaluate, checkpoint."""
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from rich.console import Console
+from torch.distributed import Store
+
+from llmtrain.config import paths
+from llmtrain.config.groups.inference import GenerateConfig
+from llmtrain.config.plan import Plan
+from llmtrain.config.schema import RunConfig
+from llmtrain.config.store import load_run_config
+from llmtrain.data.prepare import prepare
+from llmtrain.distributed.env import RankInfo, init_process_group, rank_info, share_text
+from llmtrain.errors import EXIT_OK, ConfigError, UserError
+from llmtrain.tasks.generate import generate_texts
+from llmtrain.tasks.inference import load_trained
+from llmtrain.tasks.result import RunResult, load_result
+from llmtrain.train.build import build_parts
+from llmtrain.train.stop import StopRequest
+from llmtrain.train.trainer import Parts, Trainer, TrainResult
+from llmtrain.units import format_count, format_duration
+
+log = logging.getLogger(__name__)
+
+
+class RefusedElsewhereError(UserError):
+    """Rank 0 has refused and told the user; this rank only ends."""
+
+
+def load_plan(run_dir: Path) -> Plan:
+    """Read RUN_DIR/plan.json.
+
+    Raises:
+        ConfigError: when it is missing or damaged.
+    """
+    try:
+        return Plan(**json.loads((run_dir / paths.PLAN).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{run_dir / paths.PLAN} cannot be read: {error}") from None
+
+
+def start_rank(run_dir: Path | None, store: Store) -> tuple[RankInfo, Path]:
+    """Join the process group; return this rank's identity and the run directory.
+
+    Collective over the world.
+
+    Args:
+        run_dir: Known to rank 0 at least; the others learn it from there.
+        store: The rendezvous store.
+
+    Raises:
+        ConfigError: when the device cannot be had.
+    """
+    run_dir = Path(share_text(store, "run_dir", str(run_dir) if run_dir else None))
+    info = rank_info(load_run_config(run_dir / paths.CONFIG).train.device)
+    init_process_group(info, store)
+    return info, run_dir
+
+
+def run_train(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) -> int:
+    """Train the run of `run_dir`; return the exit code. Collective over the world.
+
+    Raises:
+        UserError: when the data or a checkpoint cannot be used.
+    """
+    t0 = time.monotonic()
+    console = Console(stderr=True)
+    run = load_run_config(run_dir / paths.CONFIG)
+    plan = load_plan(run_dir)
+    prepared = prepare_once(run, info, store, console)
+    if info.is_main:
+        # A run keeps its tokenizer: it can be read when the prepared data is long gone.
+        shutil.copyfile(prepared / paths.TOKENIZER, run_dir / paths.TOKENIZER)
+    parts = build_parts(run, plan, run_dir, prepared, info, console)
+    start = parts.state.step
+    if start and start >= (parts.plan.steps or 0) and info.is_main:
+        console.print(f"already trained to step {start}: nothing left to do")
+    try:
+        result = Trainer(parts, stop).run()
+    finally:
+        for writer in parts.writers:
+            writer.close()
+    if info.is_main:
+        _finish(parts, result, run_dir, console, time.monotonic() - t0)
+    return EXIT_OK if result.status == "completed" else stop.exit_code
+
+
+def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console) -> Path:
+    """Let rank 0 prepare the data while the others wait for its word.
+
+    Collective over the world.
+
+    Raises:
+        UserError: when the data cannot be used; on the other ranks, that rank 0 has said so.
+    """
+    if info.is_main:
+        try:
+            folder = prepare(run.data, run.tokenizer, console=console)
+        except BaseException as error:
+            share_text(store, "prepared", json.dumps({"error": str(error)}))
+            raise
+        share_text(store, "prepared", json.dumps({"folder": str(folder)}))
+        return folder
+    answer = json.loads(share_text(store, "prepared", None))
+    if "error" in answer:
+        raise RefusedElsewhereError(answer["error"])
+    return Path(answer["folder"])
+
+
+def _finish(
+    parts: Parts, result: TrainResult, run_dir: Path, console: Console, wall_s: float
+) -> None:
+    """Write result.json and tell what came out, with a sample of text."""
+    state, run = parts.state, parts.run
+    before = load_result(run_dir)
+    train_loss, val_loss = result.train_loss, result.val_loss
+    if before is not None and before.step == state.step:
+        train_loss = before.train_loss if train_loss is None else train_loss
+        val_loss = before.val_loss if val_loss is None else val_loss
+    RunResult(
+        status=result.status, step=state.step, tokens=state.tokens, train_loss=train_loss,
+        val_loss=val_loss, wall_s=wall_s,
+    ).save(run_dir)  # fmt: skip
+    losses = [
+        f"{name} loss {value:.4f}"
+        for name, value in (("train", train_loss), ("validation", val_loss))
+        if value is not None
+    ]
+    console.print(
+        f"{result.status} at step {state.step}/{parts.plan.steps}, "
+        f"{format_count(state.tokens)} tokens in {format_duration(wall_s)}"
+        f"{''.join(f', {text}' for text in losses)}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if result.status != "completed":
+        console.print(f"go on with: llmtrain train ... run_dir={run_dir}", soft_wrap=True)
+    elif run.train.sample_tokens:
+        _show_sample(parts, run_dir, console)
+    console.print(f"run directory: {run_dir}", highlight=False, soft_wrap=True)
+
+
+def _show_sample(parts: Parts, run_dir: Path, console: Console) -> None:
+    """Print a sample of the newest checkpoint's text; a run is not lost for want of one."""
+    try:
+        config = GenerateConfig(
+            run=str(run_dir),
+            prompt=parts.run.train.sample_prompt,
+            max_new_tokens=parts.run.train.sample_tokens,
+            seed=parts.run.train.seed,
+        )
+        trained = load_trained(run_dir, "latest", parts.info.device)
+        text = config.prompt + generate_texts(trained, config)[0]
+    except UserError as error:
+        console.print(f"no sample: {error}", markup=False)
+        return
+    console.rule("sample", align="left")
+    console.print(text.strip("\n"), markup=False, highlight=False)
+    console.rule()

@@ -1,0 +1,215 @@
+"""From a frozen configuration to a `Trainer`'s parts: the one long list of imports."""
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from llmtrain import __version__
+from llmtrain.checkpoint.manager import CheckpointManager, load_tensors, require_same_model
+from llmtrain.checkpoint.manifest import Manifest, read_manifest
+from llmtrain.checkpoint.tensors import restore_optimizers, training_tensors
+from llmtrain.config import paths
+from llmtrain.config.plan import Plan
+from llmtrain.config.schema import RunConfig
+from llmtrain.data.dataset import TokenDataset
+from llmtrain.data.loader import Batch, Loader, ValidationBatches
+from llmtrain.distributed.env import RankInfo
+from llmtrain.distributed.mesh import Mesh, build_mesh
+from llmtrain.errors import CheckpointError, ConfigError
+from llmtrain.models.build import build_model, count_parameters, flops_per_token
+from llmtrain.optim.optimizer import build_optimizers
+from llmtrain.optim.scheduler import make_schedule
+from llmtrain.parallel.apply import apply_parallel
+from llmtrain.parallel.precision import Precision
+from llmtrain.sync.build import build_sync, reduces_gradients
+from llmtrain.train.metrics import build_writers
+from llmtrain.train.peak import peak_flops
+from llmtrain.train.progress import TrainProgress, show_plan
+from llmtrain.train.state import TrainState
+from llmtrain.train.step import SequentialStep
+from llmtrain.train.trainer import Parts
+
+log = logging.getLogger(__name__)
+
+
+def build_parts(
+    run: RunConfig, plan: Plan, run_dir: Path, prepared: Path, info: RankInfo, console: Console
+) -> Parts:
+    """Build everything a `Trainer` needs, and restore the newest checkpoint of `run_dir`.
+
+    Collective over the world.
+
+    Args:
+        run: The configuration.
+        plan: The plan, not yet completed by the data.
+        run_dir: The run directory.
+        prepared: The prepared data.
+        info: This process.
+        console: Where rank 0 speaks to people.
+
+    Raises:
+        UserError: when data, model, checkpoint and plan do not fit together.
+    """
+    train_set, val_set = TokenDataset(prepared, "train"), TokenDataset(prepared, "validation")
+    vocab_size = resolve_vocab_size(run, train_set)
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=vocab_size))
+    mesh = build_mesh(plan, info.device.type)
+    shapes = build_model(run.model, vocab_size)
+    plan = plan.with_data(
+        run,
+        samples=train_set.n_samples(run.model.seq_len, run.data.samples),
+        vocab_size=vocab_size,
+        n_parameters=count_parameters(shapes),
+        flops_per_token=flops_per_token(shapes),
+    )
+    assert plan.steps is not None
+    schedule = make_schedule(run.scheduler, plan.steps)
+    if info.is_main:
+        plan.save(run_dir / paths.PLAN)
+        text = f"{run.data.name}, {train_set.n_tokens:,} + {val_set.n_tokens:,} tokens, {prepared}"
+        show_plan(console, run, plan, text, str(run_dir))
+    every_gradient = reduces_gradients(run.sync)
+    model = apply_parallel(shapes, run, mesh, info.device, reduces_gradients=every_gradient)
+    optimizers = build_optimizers(
+        run.optimizer, model.module, no_decay=shapes.NO_DECAY, hidden=shapes.HIDDEN
+    )
+    precision = Precision(run.train.precision)
+    checkpoints = CheckpointManager(run_dir / paths.CHECKPOINTS, keep_last=run.checkpoint.keep_last)
+    parameters = {n: list(p.shape) for n, p in model.module.named_parameters()}
+
+    def manifest(state: TrainState, val_loss: float | None) -> Manifest:
+        return Manifest(
+            step=state.step,
+            train_state=state.to_dict(),
+            val_loss=val_loss,
+            model=dataclasses.asdict(run.model),
+            parameters=parameters,
+            optimizer=run.optimizer.name,
+            tokenizer_hash=train_set.tokenizer().hash(),
+            data=prepared.name,
+            llmtrain_version=__version__,
+        )
+
+    parts = Parts(
+        run=run,
+        plan=plan,
+        info=info,
+        mesh=mesh,
+        model=model,
+        step=SequentialStep(
+            model,
+            precision=precision,
+            device=info.device,
+            loss_group=mesh.dp_group if every_gradient else mesh.group("dp_shard"),
+            label_smoothing=run.train.label_smoothing,
+        ),
+        sync=build_sync(
+            run.sync, model.module, mesh, zero=run.strategy.zero,
+            micro_batches=plan.gradient_accumulation_steps,
+        ),
+        optimizers=optimizers,
+        schedule=schedule,
+        loader=_loader(run, plan, mesh, train_set, info),
+        validation=lambda: _validation(run, plan, mesh, val_set, info),
+        checkpoints=checkpoints,
+        manifest=manifest,
+        writers=[],
+        progress=TrainProgress(console, steps=plan.steps, start=0, shown=False),
+        state=TrainState(),
+        peak_flops=0.0,
+    )  # fmt: skip
+    restore(parts, console)
+    if info.is_main:
+        parts.writers = build_writers(
+            run.metrics, run_dir, dataclasses.asdict(run), after_step=parts.state.step
+        )
+        parts.peak_flops = peak_flops(info.device, precision.compute_dtype, run.metrics.peak_tflops)
+        parts.progress = TrainProgress(
+            console, steps=plan.steps, start=parts.state.step, shown=run.metrics.progress
+        )
+    return parts
+
+
+def resolve_vocab_size(run: RunConfig, dataset: TokenDataset) -> int:
+    """Return the rows of the embedding: as configured, else what the tokenizer needs.
+
+    Raises:
+        ConfigError: when the configured size cannot hold the tokenizer's ids.
+    """
+    wanted = run.model.vocab_size
+    if wanted is None:
+        return dataset.vocab_size
+    if wanted < dataset.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={wanted} is smaller than the {dataset.vocab_size} ids of "
+            f"tokenizer={run.tokenizer.name}; raise it, or set model.vocab_size=null."
+        )
+    return wanted
+
+
+def restore(parts: Parts, console: Console) -> None:
+    """Load the newest valid checkpoint into `parts`, if there is one. Collective over the world.
+
+    Raises:
+        CheckpointError: when it is of another model, optimizer or tokenizer.
+    """
+    folder = parts.checkpoints.agree_on_newest()
+    if folder is None:
+        return
+    own, manifest = parts.manifest(parts.state, None), read_manifest(folder)
+    require_same_model(folder, manifest, own.parameters)
+    if manifest.tokenizer_hash != own.tokenizer_hash:
+        raise CheckpointError(
+            f"{folder} was trained with another tokenizer than this run's data has; use the same "
+            "data and tokenizer, or name another run_dir."
+        )
+    if manifest.optimizer != own.optimizer:
+        raise CheckpointError(
+            f"{folder} holds the state of optimizer={manifest.optimizer}, this run has "
+            f"optimizer={own.optimizer}; use the saved one, or name another run_dir."
+        )
+    tensors = training_tensors(parts.model.module, parts.optimizers)
+    load_tensors(folder, tensors)
+    restore_optimizers(parts.model.module, parts.optimizers, tensors)
+    parts.state = TrainState.from_dict(manifest.train_state)
+    if parts.info.is_main:
+        console.print(f"resumed from {folder}", highlight=False, markup=False, soft_wrap=True)
+        if manifest.data != own.data:
+            console.print(
+                f"note: the data has changed since ({manifest.data} -> {own.data}): training goes "
+                "on with other samples.", highlight=False, markup=False,
+            )  # fmt: skip
+
+
+def _loader(
+    run: RunConfig, plan: Plan, mesh: Mesh, dataset: TokenDataset, info: RankInfo
+) -> Loader:
+    return Loader(
+        dataset,
+        seq_len=run.model.seq_len,
+        samples=run.data.samples,
+        seed=run.train.seed,
+        global_batch_size=plan.global_batch_size,
+        micro_batch_size=plan.micro_batch_size,
+        dp_rank=mesh.dp_rank,
+        dp_size=mesh.dp_size,
+        device=info.device,
+    )
+
+
+def _validation(
+    run: RunConfig, plan: Plan, mesh: Mesh, dataset: TokenDataset, info: RankInfo
+) -> Iterable[Batch]:
+    return ValidationBatches(
+        dataset,
+        seq_len=run.model.seq_len,
+        samples=run.data.samples,
+        batch_size=plan.micro_batch_size,
+        dp_rank=mesh.dp_rank,
+        dp_size=mesh.dp_size,
+        max_tokens=int(run.train.eval_tokens) if run.train.eval_tokens else None,
+        device=info.device,
+    )

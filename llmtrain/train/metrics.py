@@ -1,0 +1,135 @@
+"""Who is told how training goes: metrics.jsonl always, TensorBoard and W&B on request."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmtrain.config import paths
+from llmtrain.config.groups.metrics import MetricsConfig
+from llmtrain.errors import ConfigError
+
+
+class MetricsWriter(Protocol):
+    """Takes one line of metrics: names and numbers, with the step among them."""
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Take `line`; its "step" is the step it speaks of."""
+
+    def close(self) -> None:
+        """Write out what is held back."""
+
+
+class JsonlWriter:
+    """metrics.jsonl: one object a line, flushed at once so that a crash loses none."""
+
+    def __init__(self, path: Path, *, after_step: int) -> None:
+        """Open `path`, dropping lines past `after_step`: a resumed run writes those again."""
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step(line) <= after_step]
+            staging = path.with_suffix(".tmp")
+            staging.write_text("".join(line + "\n" for line in kept))
+            staging.replace(path)
+        self._stream = path.open("a")
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append `line`."""
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def _step(line: str) -> float:
+    """Return the step of a JSON line; infinite for one that a crash tore."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class TensorBoardWriter:
+    """Scalars under RUN_DIR/tensorboard."""
+
+    def __init__(self, folder: Path, *, after_step: int) -> None:
+        """Open the event file.
+
+        Raises:
+            ConfigError: when TensorBoard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ConfigError(
+                "metrics.tensorboard=true needs the package tensorboard: "
+                "pip install 'llmtrain[tensorboard]', or set metrics.tensorboard=false."
+            ) from None
+        self._writer = SummaryWriter(str(folder), purge_step=after_step + 1)  # type: ignore[no-untyped-call]
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Add each number of `line`."""
+        for name, value in line.items():
+            if name not in ("step", "time") and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, line["step"])  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class WandbWriter:
+    """Weights & Biases. The key is read from WANDB_API_KEY by the library and written nowhere."""
+
+    def __init__(self, run_dir: Path, project: str, config: dict[str, Any]) -> None:
+        """Start or go on with the run.
+
+        Raises:
+            ConfigError: when wandb is not installed or there is no key.
+        """
+        try:
+            import wandb
+        except ImportError:
+            raise ConfigError(
+                "metrics.wandb=true needs the package wandb: pip install 'llmtrain[wandb]', or set "
+                "metrics.wandb=false."
+            ) from None
+        if os.environ.get("WANDB_MODE") != "offline" and not os.environ.get("WANDB_API_KEY"):
+            raise ConfigError(
+                "metrics.wandb=true needs WANDB_API_KEY in the environment, or WANDB_MODE=offline."
+            )
+        self._run = wandb.init(
+            project=project, dir=str(run_dir), config=config, name=run_dir.name,
+            id=run_dir.name, resume="allow",
+        )  # fmt: skip
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Log `line` under its step."""
+        self._run.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+def build_writers(
+    config: MetricsConfig, run_dir: Path, run_values: dict[str, Any], *, after_step: int
+) -> list[MetricsWriter]:
+    """Return the writers of rank 0.
+
+    Args:
+        config: The group `metrics`.
+        run_dir: The run directory.
+        run_values: The whole configuration, for W&B.
+        after_step: Where training goes on from; later lines of an earlier attempt are dropped.
+
+    Raises:
+        ConfigError: when an extra that is asked for is not installed.
+    """
+    writers: list[MetricsWriter] = [JsonlWriter(run_dir / paths.METRICS, after_step=after_step)]
+    if config.tensorboard:
+        writers.append(TensorBoardWriter(run_dir / paths.TENSORBOARD, after_step=after_step))
+    if config.wandb:
+        writers.append(WandbWriter(run_dir, config.wandb_project, run_values))
+    return writers

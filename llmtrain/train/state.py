@@ -1,0 +1,47 @@
+"""Where training stands: what a checkpoint keeps besides tensors."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class TrainState:
+    """Progress of a run. Random numbers need no state here: they are functions of the step."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    tokens: int = 0
+    """Counted tokens seen, over all processes."""
+    best_val_loss: float = math.inf
+    evals_without_best: int = 0
+    """Evaluations in a row without a new best."""
+    evaluated_step: int = 0
+    """Step of the last evaluation. A run stopped between a step and its evaluation makes up for it
+    when it goes on."""
+
+    def record_evaluation(self, val_loss: float) -> bool:
+        """Take note of an evaluation of this step; return whether it is the best so far."""
+        self.evaluated_step = self.step
+        if val_loss < self.best_val_loss:
+            self.best_val_loss = val_loss
+            self.evals_without_best = 0
+            return True
+        self.evals_without_best += 1
+        return False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; an infinite best is null."""
+        values = dataclasses.asdict(self)
+        if math.isinf(self.best_val_loss):
+            values["best_val_loss"] = None
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainState":
+        """Take back what `to_dict` gave."""
+        known = dict(values)
+        if known.get("best_val_loss") is None:
+            known["best_val_loss"] = math.inf
+        return cls(**known)

@@ -1,0 +1,142 @@
+"""What every rank runs: `python -m llmtrain.worker RUN_DIR`.
+
+RUN_DIR/config.yaml is all that it is told. Under a foreign torchrun only rank 0 knows RUN_DIR; the
+others are started with `-` and learn it over the rendezvous store. Other tasks come as
+`--task NAME --request JSON`.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config import paths
+from llmtrain.config.store import ROOTS, from_dict
+from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_USER, UserError
+from llmtrain.launch.process import die_with_parent
+from llmtrain.log import log_path, setup_log
+from llmtrain.panel import show_user_error
+from llmtrain.train.stop import StopRequest
+
+log = logging.getLogger(__name__)
+
+LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "timed out waiting",
+    "Broken pipe",
+)
+"""What gloo and NCCL say when the fault is another rank's."""
+
+
+def main() -> int:
+    """Run the task that the command line names; return the exit code."""
+    parser = argparse.ArgumentParser(prog="llmtrain.worker")
+    parser.add_argument("run_dir", nargs="?")
+    parser.add_argument("--task", choices=("prepare", "evaluate", "generate"))
+    parser.add_argument("--request", default="{}")
+    args = parser.parse_args()
+    die_with_parent()
+    if args.task is not None:
+        return run_task(args.task, json.loads(args.request))
+    stop = StopRequest()
+    stop.install()
+    return train(args.run_dir, stop)
+
+
+def run_task(task: str, request: dict[str, Any]) -> int:
+    """Run a task of one process.
+
+    Args:
+        task: prepare | evaluate | generate.
+        request: The command's configuration as plain values.
+    """
+    logging.captureWarnings(True)
+    try:
+        config = from_dict(ROOTS[task], request, f"llmtrain {task}")
+        if task == "prepare":
+            from llmtrain.tasks.prepare import run_prepare
+
+            return run_prepare(config)
+        if task == "evaluate":
+            from llmtrain.tasks.evaluate import run_evaluate
+
+            return run_evaluate(config)
+        from llmtrain.tasks.generate import run_generate
+
+        return run_generate(config)
+    except UserError as error:
+        show_user_error(error)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        return EXIT_SIGINT
+
+
+def train(run_dir_argument: str, stop: StopRequest) -> int:
+    """Train; leave result.json and, after a failure, this rank's record of it."""
+    from llmtrain.distributed.env import destroy_process_group, open_store
+    from llmtrain.tasks.train import RefusedElsewhereError, run_train, start_rank
+
+    rank = int(os.environ.get("RANK", 0))
+    run_dir: Path | None = None if run_dir_argument == "-" else Path(run_dir_argument)
+    t0 = time.monotonic()
+    try:
+        if run_dir is not None:
+            setup_log(log_path(run_dir, rank), rank)
+        store = open_store()
+        info, run_dir = start_rank(run_dir, store)
+        setup_log(log_path(run_dir, rank), rank)
+        return run_train(run_dir, info, store, stop)
+    except RefusedElsewhereError as error:
+        _record_failure(run_dir, rank, error, t0)
+        return EXIT_USER
+    except UserError as error:
+        if rank == 0:
+            show_user_error(error)
+        _record_failure(run_dir, rank, error, t0)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        # The second Ctrl-C: no time for goodbyes, and none for other ranks' either.
+        os._exit(EXIT_SIGINT)
+    except Exception as error:
+        log.exception("rank %d failed", rank)
+        _record_failure(run_dir, rank, error, t0)
+        return EXIT_BUG
+    finally:
+        destroy_process_group()
+
+
+def _record_failure(run_dir: Path | None, rank: int, error: Exception, t0: float) -> None:
+    """Write logs/failure_rank_N.json for the launcher, and on rank 0 result.json."""
+    if run_dir is None:
+        return
+    from llmtrain.tasks.result import RunResult, load_result
+
+    is_user_error = isinstance(error, UserError)
+    text = str(error)
+    record = {
+        "rank": rank,
+        "time": time.time(),
+        "type": type(error).__name__,
+        "message": text,
+        "exit_code": EXIT_USER if is_user_error else EXIT_BUG,
+        "user_error": is_user_error,
+        "lost_peer": any(sign in text for sign in LOST_PEER),
+        "traceback": traceback.format_exc(),
+    }
+    path = run_dir / paths.LOGS / f"failure_rank_{rank}.json"
+    path.write_text(json.dumps(record, indent=1))
+    if rank == 0:
+        before = load_result(run_dir) or RunResult(status="failed")
+        before.status, before.error = "failed", f"{type(error).__name__}: {text}"
+        before.wall_s = time.monotonic() - t0
+        before.save(run_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Fixtures of the whole suite."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.distributed import RankPool
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Prepared data goes to a folder of this session, never to the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("LLMTRAIN_CACHE")
+    os.environ["LLMTRAIN_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["LLMTRAIN_CACHE"]
+    else:
+        os.environ["LLMTRAIN_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def rank_pool(data_cache: Path) -> Iterator[Callable[[int], RankPool]]:
+    """Return a function from a world size to its pool of ranks; a broken pool is started anew."""
+    pools: dict[int, RankPool] = {}
+
+    def pool(world_size: int) -> RankPool:
+        if world_size not in pools or not pools[world_size].alive:
+            pools[world_size] = RankPool(world_size)
+        return pools[world_size]
+
+    yield pool
+    for one in pools.values():
+        one.close()

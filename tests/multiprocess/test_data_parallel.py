@@ -1,0 +1,125 @@
+"""Data parallelism computes what one process computes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.distributed import RankPool
+from tests.support.runs import metric_lines, tiny_run, train_frozen, write_documents
+
+FP64_RTOL = 1e-10
+"""Twenty steps of fp64 sums in another order: measured 2e-15; the bound is the project's promise."""
+
+STEPS = 20
+
+CASES = {
+    "plain": (),
+    "accumulation": ("train.micro_batch_size=1",),
+    "dropout": ("model.dropout=0.1", "train.micro_batch_size=2"),
+    "untied": ("model.tie_embeddings=false",),
+    "llama": ("model=llama_tiny", "model.n_layers=3", "model.dim=32", "model.seq_len=16"),
+    "llama tied": ("model=llama_tiny", "model.dim=32", "model.seq_len=16",
+                   "model.tie_embeddings=true"),
+    "label smoothing": ("train.label_smoothing=0.1",),
+    "no clipping": ("train.max_grad_norm=0", "optimizer=momentum"),
+}  # fmt: skip
+
+
+Reference = tuple[Path, dict[str, torch.Tensor]]
+"""A run directory of one process, and its weights after training."""
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Reference]:
+    """Return a function that trains overrides in one process, once for the whole module."""
+    done: dict[tuple[str, ...], Reference] = {}
+
+    def train(*overrides: str) -> Reference:
+        if overrides not in done:
+            run_dir = tiny_run(tmp_path_factory.mktemp("one") / "run", *overrides)
+            done[overrides] = (run_dir, train_frozen(run_dir))
+        return done[overrides]
+
+    return train
+
+
+def _losses(run_dir: Path) -> list[tuple[float, float]]:
+    lines = metric_lines(run_dir)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    return [(line["loss"], line["grad_norm"]) for line in lines]
+
+
+def _assert_equal_runs(
+    one: Path, many: Path, weights: dict[str, torch.Tensor], others: list[dict[str, torch.Tensor]]
+) -> None:
+    for step, (a, b) in enumerate(zip(_losses(one), _losses(many), strict=True), start=1):
+        assert b == pytest.approx(a, rel=FP64_RTOL), f"loss or gradient norm of step {step}"
+    for name, expected in weights.items():
+        for rank, other in enumerate(others):
+            difference = (other[name] - expected).abs().max() / expected.abs().max()
+            assert difference < FP64_RTOL, f"{name} on rank {rank}"
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_two_processes_equal_one(
+    case: str,
+    zero: int,
+    tmp_path: Path,
+    rank_pool: Callable[[int], RankPool],
+    reference: Callable[..., Reference],
+) -> None:
+    overrides = (f"train.steps={STEPS}", *CASES[case])
+    one, weights = reference(*overrides, "train.micro_batch_size=8")
+    many = tiny_run(
+        tmp_path / "many", *overrides, "strategy=data", f"strategy.zero={zero}", world_size=2
+    )
+    _assert_equal_runs(one, many, weights, rank_pool(2).run(train_frozen, many))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("strategy.zero=0",),
+        ("strategy.zero=1", "train.micro_batch_size=1"),
+        ("strategy.zero=2", "train.micro_batch_size=1"),
+        ("strategy.zero=3",),
+        ("strategy.zero=3", "strategy.dp_replicate=2", "strategy.dp_shard=2"),
+        ("strategy.zero=2", "strategy.dp_replicate=2", "strategy.dp_shard=2",
+         "train.micro_batch_size=1"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_four_processes_equal_one(
+    layout: tuple[str, ...],
+    tmp_path: Path,
+    rank_pool: Callable[[int], RankPool],
+    reference: Callable[..., Reference],
+) -> None:
+    overrides = (f"train.steps={STEPS}", "model.dropout=0.1")
+    one, weights = reference(*overrides)
+    many = tiny_run(tmp_path / "many", *overrides, "strategy=data", *layout, world_size=4)
+    _assert_equal_runs(one, many, weights, rank_pool(4).run(train_frozen, many))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_padding_may_fall_unevenly_on_ranks(
+    zero: int, tmp_path: Path, rank_pool: Callable[[int], RankPool]
+) -> None:
+    """One rank's documents may be all short: the loss is one mean over counted tokens."""
+    corpus = write_documents(tmp_path / "documents.jsonl", [1, 2, 40, 3, 1, 30, 2, 7, 1, 1, 25] * 6)
+    overrides = (
+        f"train.steps={STEPS}", "data=jsonl", f"data.path={corpus}", "data.samples=documents",
+        "train.micro_batch_size=2",
+    )  # fmt: skip
+    one = tiny_run(tmp_path / "one", *overrides)
+    weights = train_frozen(one)
+    many = tiny_run(
+        tmp_path / "many", *overrides, "strategy=data", f"strategy.zero={zero}", world_size=2
+    )
+    _assert_equal_runs(one, many, weights, rank_pool(2).run(train_frozen, many))

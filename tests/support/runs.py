@@ -1,0 +1,141 @@
+"""Small real runs: composed by Hydra, frozen, trained by the real trainer."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from llmtrain.config import paths, store
+from llmtrain.config.plan import make_plan
+from llmtrain.config.register import register
+from llmtrain.config.schema import RunConfig
+
+TINY = (
+    "model.n_layers=2",
+    "model.dim=32",
+    "model.n_heads=4",
+    "model.seq_len=16",
+    "tokenizer=byte",
+    "scheduler=cosine",
+    "scheduler.warmup_steps=3",
+    "train.global_batch_size=8",
+    "train.log_every_steps=1",
+    "train.eval_every_steps=null",
+    "train.eval_tokens=512",
+    "train.sample_tokens=0",
+    "train.precision=fp64",
+    "checkpoint.every_steps=null",
+    "metrics.progress=false",
+    "metrics.peak_tflops=1.0",
+)
+"""A model that trains hundreds of steps a second on one core."""
+
+SYNTHETIC = ("data=synthetic", "data.documents=40", "data.words_per_document=60")
+"""Its text, where a test brings none."""
+
+
+def compose_run(*overrides: str) -> RunConfig:
+    """Return the typed configuration of `llmtrain train` with `overrides`."""
+    register()
+    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
+        run = OmegaConf.to_object(compose("train", list(overrides)))
+    assert isinstance(run, RunConfig)
+    return run
+
+
+def freeze_run(run_dir: Path, *overrides: str, world_size: int = 1) -> Path:
+    """Write a run directory as the launching tower does; return it."""
+    run = compose_run(*overrides)
+    paths.make_run_dir(run_dir)
+    store.save(run, run_dir / paths.CONFIG)
+    make_plan(run, gpus=0, world_size=world_size).save(run_dir / paths.PLAN)
+    return run_dir
+
+
+def tiny_run(run_dir: Path, *overrides: str, world_size: int = 1) -> Path:
+    """Freeze a run of the `TINY` model."""
+    data = () if any(o.startswith("data=") for o in overrides) else SYNTHETIC
+    return freeze_run(run_dir, *TINY, *data, *overrides, world_size=world_size)
+
+
+def train_frozen(run_dir: Path, stop_after: int | None = None) -> dict[str, torch.Tensor]:
+    """Train a frozen run in this process (or on every rank of a pool); return whole weights.
+
+    The process group is the pool's, or one of this process alone.
+
+    Args:
+        run_dir: A frozen run.
+        stop_after: Behave as if SIGTERM had come in this step; None: train to the end.
+    """
+    import torch.distributed as dist
+    from rich.console import Console
+
+    from llmtrain.data.prepare import prepare
+    from llmtrain.distributed.env import rank_info
+    from llmtrain.tasks.train import load_plan
+    from llmtrain.train.build import build_parts
+    from llmtrain.train.stop import StopRequest
+    from llmtrain.train.trainer import Trainer
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    run = store.load_run_config(run_dir / paths.CONFIG)
+    info = rank_info("cpu")
+    with Console(stderr=True, quiet=True) as console:
+        prepared = prepare(run.data, run.tokenizer, console=console)
+        parts = build_parts(run, load_plan(run_dir), run_dir, prepared, info, console)
+    stop = StopRequest()
+    if stop_after is not None:
+        inner = parts.step
+
+        def step(batches: Any, *, stop: bool) -> Any:
+            return inner(batches, stop=stop or parts.state.step + 1 == stop_after)
+
+        parts.step = step
+    Trainer(parts, stop).run()
+    for writer in parts.writers:
+        writer.close()
+    return whole_weights(parts.model.module)
+
+
+def whole_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return every parameter unsharded. Collective where it is sharded."""
+    weights = {}
+    for name, parameter in module.named_parameters():
+        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+        weights[name] = whole.detach().clone()
+    return weights
+
+
+def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the training lines of metrics.jsonl."""
+    lines = (json.loads(line) for line in (run_dir / paths.METRICS).read_text().splitlines())
+    return [line for line in lines if "loss" in line]
+
+
+def write_documents(path: Path, lengths: list[int], seed: int = 0) -> Path:
+    """Write a JSON-lines corpus of random words, one document a length (in words)."""
+    import random
+
+    draw = random.Random(seed)
+    with path.open("w") as stream:
+        for number, length in enumerate(lengths):
+            words = [draw.choice(("to", "be", "or", "not", "that", "is")) for _ in range(length)]
+            stream.write(json.dumps({"text": f"{number} " + " ".join(words)}) + "\n")
+    return path
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return the environment for a subprocess: this one's, without torchrun's variables."""
+    left_out = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {k: v for k, v in os.environ.items() if k not in left_out} | extra
+
+
+def as_dict(config: object) -> dict[str, Any]:
+    """Return a configuration as plain values."""
+    return dataclasses.asdict(config)  # type: ignore[call-overload]

@@ -16,7 +16,7 @@ class CleanConfig:
     control_characters: bool = True
     """Drop control characters other than newline and tab; CR LF becomes LF."""
     whitespace: bool = True
-    """Strip spaces at line ends and at both ends of a document; three or more newlines become two."""
+    """Strip spaces at line ends and both ends of a document; three newlines or more become two."""
     min_chars: int = 1
     """Drop documents shorter than this after cleaning, in characters."""
 

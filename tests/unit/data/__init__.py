@@ -1,0 +1,1 @@
+"""Tests of `llmtrain.data` and `llmtrain.tokenizer`: real files, no stand-ins."""

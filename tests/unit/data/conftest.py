@@ -1,0 +1,42 @@
+"""Small prepared folders."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtrain.config.groups.data import TextDataConfig
+from llmtrain.config.groups.tokenizer import ByteTokenizerConfig, TokenizerConfig
+from llmtrain.data.prepare import prepare
+
+Prepare = Callable[..., Path]
+
+
+@pytest.fixture
+def prepare_texts(tmp_path: Path) -> Prepare:
+    """Return a function that writes texts to files and prepares them."""
+
+    def run(
+        texts: dict[str, str | bytes],
+        tokenizer: TokenizerConfig | None = None,
+        folder: str = "corpus",
+        **settings: Any,
+    ) -> Path:
+        source = tmp_path / folder
+        source.mkdir(exist_ok=True)
+        for name, text in texts.items():
+            raw = text if isinstance(text, bytes) else text.encode("utf-8")
+            (source / name).write_bytes(raw)
+        settings = {"path": str(source), "cache_dir": str(tmp_path / "cache")} | settings
+        return prepare(TextDataConfig(**settings), tokenizer or ByteTokenizerConfig())
+
+    return run
+
+
+def many_texts(count: int, words: int = 30) -> dict[str, str]:
+    """Return `count` different texts by file name."""
+    return {
+        f"{i:03d}.txt": " ".join(f"word{i * 7919 % 1000}x{j}" for j in range(words)) + "\n"
+        for i in range(count)
+    }

@@ -1,0 +1,266 @@
+"""Every source is read, and every bad input is refused by name."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from llmtrain.config.groups.data import (
+    DataConfig,
+    HuggingFaceDataConfig,
+    JsonlDataConfig,
+    ParquetDataConfig,
+    ShakespeareDataConfig,
+    SyntheticDataConfig,
+    TextDataConfig,
+)
+from llmtrain.data.locate import check_source
+from llmtrain.data.source import Document, hash_source, iter_documents
+from llmtrain.errors import ConfigError, DataError
+
+
+def read(config: DataConfig) -> list[Document]:
+    check_source(config)
+    return list(iter_documents(config))
+
+
+def texts(config: DataConfig) -> list[str]:
+    return [document.text for document in read(config)]
+
+
+def refuses(config: DataConfig, *parts: str, cheap: bool = False) -> None:
+    """Check the message; a `cheap` mistake shows before anything is read."""
+    with pytest.raises(DataError) as caught:
+        check_source(config) if cheap else read(config)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_shakespeare_ships_with_the_package() -> None:
+    documents = read(ShakespeareDataConfig())
+    assert len(documents) == 42
+    assert sum(len(d.text) for d in documents) > 5_000_000
+
+
+def test_text_file_folder_and_glob(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    for name in ("b.txt", "a.md", "sub/c.txt", "d.rst", ".hidden/e.txt"):
+        (tmp_path / name).write_text(name)
+    assert texts(TextDataConfig(path=str(tmp_path))) == ["a.md", "b.txt", "sub/c.txt"]
+    assert texts(TextDataConfig(path=str(tmp_path / "d.rst"))) == ["d.rst"]
+    assert texts(TextDataConfig(path=str(tmp_path / "**/*.txt"))) == ["b.txt", "sub/c.txt"]
+    assert texts(TextDataConfig(path=str(tmp_path / "[ab].*"))) == ["a.md", "b.txt"]
+
+
+def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path: Path) -> None:
+    (tmp_path / "[1].txt").write_text("one")
+    assert texts(TextDataConfig(path=str(tmp_path / "[1].txt"))) == ["one"]
+
+
+@pytest.mark.parametrize(
+    "kind", [TextDataConfig, JsonlDataConfig, ParquetDataConfig, HuggingFaceDataConfig]
+)
+def test_no_path_given(kind: type[DataConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"needs data\.path, such as data\.path="):
+        check_source(kind())  # type: ignore[call-arg]
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    (tmp_path / "shakespeare.txt").touch()
+    config = TextDataConfig(path=str(tmp_path / "shakspeare.txt"))
+    refuses(config, str(config.path), "Did you mean 'shakespeare.txt'", cheap=True)
+    config = TextDataConfig(path=str(tmp_path / "zzz"))
+    refuses(config, "does not exist", "holds shakespeare.txt", cheap=True)
+    config = TextDataConfig(path=str(tmp_path / "no" / "such.txt"))
+    refuses(config, "folder is missing", str(tmp_path), cheap=True)
+
+
+def test_nothing_matches(tmp_path: Path) -> None:
+    config = TextDataConfig(path=str(tmp_path))
+    refuses(config, "*.txt or *.md", "is empty", cheap=True)
+    (tmp_path / "a.pdf").touch()
+    refuses(config, "a.pdf", cheap=True)
+    refuses(JsonlDataConfig(path=str(tmp_path)), "*.jsonl or *.jsonl.gz", cheap=True)
+    refuses(TextDataConfig(path=str(tmp_path / "*.txt")), "matches no file", cheap=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch(mode=0)
+    refuses(TextDataConfig(path=str(tmp_path)), "a.txt", "permissions", cheap=True)
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    file = tmp_path / "latin1.txt"
+    file.write_bytes("caf\u00e9 au lait, \ufffd".encode() + b" caf\xe9 \xff\xfe")
+    document = read(TextDataConfig(path=str(file)))[0]
+    assert document.text == "café au lait, \ufffd caf\ufffd \ufffd\ufffd"
+    assert document.replaced == 3  # the one the file itself spells is not counted
+    strict = TextDataConfig(path=str(file), encoding_errors="strict")
+    refuses(strict, "latin1.txt", "0xe9", f"offset {len('café au lait, ?'.encode()) + 2 + 4}")
+    file.write_bytes(b"\xef\xbb\xbfab\xe9")
+    refuses(strict, "0xe9 at offset 5")
+
+
+def test_byte_order_mark_goes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert texts(TextDataConfig(path=str(tmp_path))) == ["hello"]
+
+
+def test_binary_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"PK\x03\x04\x00")
+    refuses(TextDataConfig(path=str(tmp_path)), "a.txt", "NUL byte at offset 4")
+    (tmp_path / "a.txt").write_text("hello", encoding="utf-16")
+    refuses(TextDataConfig(path=str(tmp_path)), "a.txt", "UTF-16")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_jsonl(tmp_path: Path, packed: bool) -> None:
+    rows = [{"body": "one"}, {"body": None}, {"body": "two\nlines é", "n": 1}]
+    raw = b"\n".join(json.dumps(row).encode() + b"\n" for row in rows)
+    name = "a.jsonl.gz" if packed else "a.jsonl"
+    (tmp_path / name).write_bytes(gzip.compress(raw) if packed else raw)
+    documents = read(JsonlDataConfig(path=str(tmp_path), text_key="body"))
+    assert [d.text for d in documents] == ["one", "", "two\nlines é"]
+    assert documents[2].id.endswith(f"{name}:5")
+
+
+def test_jsonl_mistakes(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    config = JsonlDataConfig(path=str(file))
+    file.write_text('{"text": "a"}\n\n{"text": \n')
+    refuses(config, "a.jsonl:3", "not JSON")
+    file.write_text('{"text": "a"}\n["text"]\n')
+    refuses(config, "a.jsonl:2", "list", "object")
+    file.write_text('{"txt": "a", "id": 1}\n')
+    refuses(config, "a.jsonl:1", "'text'", "Did you mean 'txt'", "txt, id", "data.text_key")
+    file.write_text('{"text": ["a"]}\n')
+    refuses(config, "a.jsonl:1", "holds list, not text")
+    file.write_text("[" * 100_000)
+    refuses(config, "a.jsonl:1", "not JSON")
+    file.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
+    assert read(config)[1].replaced == 1
+    strict = JsonlDataConfig(path=str(file), encoding_errors="strict")
+    refuses(strict, "a.jsonl:2", "0xff at offset 24")
+
+
+def test_jsonl_half_a_surrogate_pair(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a\\ud83d\\ude00 b\\ud83d c"}\n')
+    document = read(JsonlDataConfig(path=str(file)))[0]
+    assert (document.text, document.replaced) == ("a\U0001f600 b\ufffd c", 1)
+    refuses(JsonlDataConfig(path=str(file), encoding_errors="strict"), "a.jsonl:1", "surrogate")
+
+
+def test_jsonl_torn_gzip(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(5000)))
+    for content in (whole[: len(whole) // 2], b"plain text", whole[:12] + b"\xff" * 500):
+        file.write_bytes(content)
+        refuses(JsonlDataConfig(path=str(file)), "a.jsonl.gz", "cannot be read")
+
+
+def test_parquet(tmp_path: Path) -> None:
+    rows = {"text": ["one", None, "three"], "bytes": [b"a\xff", b"b", b"c"], "n": [1, 2, 3]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    assert texts(ParquetDataConfig(path=str(tmp_path))) == ["one", "", "three"]
+    assert texts(ParquetDataConfig(path=str(tmp_path), text_key="bytes"))[0] == "a\ufffd"
+    refuses(ParquetDataConfig(path=str(tmp_path), text_key="n"), "a.parquet:0", "holds int")
+    missing = ParquetDataConfig(path=str(tmp_path), text_key="texts")
+    refuses(missing, "a.parquet", "'texts'", "Did you mean 'text'", "text, bytes, n")
+    (tmp_path / "a.parquet").write_text("PAR1 not really")
+    refuses(ParquetDataConfig(path=str(tmp_path)), "a.parquet", "not a Parquet file")
+
+
+def test_huggingface_folders(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"], "label": [0, 1]})
+    rows.save_to_disk(str(tmp_path / "plain"))
+    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(
+        str(tmp_path / "splits")
+    )
+    assert texts(HuggingFaceDataConfig(path=str(tmp_path / "plain"))) == ["one", "two"]
+    split = HuggingFaceDataConfig(path=str(tmp_path / "splits"), split="test")
+    assert texts(split) == ["one"]
+    refuses(
+        HuggingFaceDataConfig(path=str(tmp_path / "splits"), split="tests"),
+        "data.split=tests",
+        "Did you mean 'test'",
+        "train, test",
+    )
+    refuses(
+        HuggingFaceDataConfig(path=str(tmp_path / "plain"), text_key="body"), "text, label", "body"
+    )
+    refuses(HuggingFaceDataConfig(path=str(tmp_path / "plane")), "Did you mean", cheap=True)
+    (tmp_path / "a.txt").touch()
+    refuses(HuggingFaceDataConfig(path=str(tmp_path / "a.txt")), "data=text", cheap=True)
+
+
+def test_huggingface_hub_out_of_reach() -> None:
+    code = (
+        "from llmtrain.config.groups.data import HuggingFaceDataConfig as C\n"
+        "from llmtrain.data.source import iter_documents\n"
+        "list(iter_documents(C(path='nobody/no-such-data')))"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert "DataError: data.path=nobody/no-such-data cannot be loaded" in last
+    assert "save_to_disk" in last
+
+
+def test_synthetic_is_a_function_of_its_settings() -> None:
+    config = SyntheticDataConfig(documents=5, words_per_document=200, vocabulary=50)
+    first = texts(config)
+    assert texts(config) == first
+    assert (
+        texts(SyntheticDataConfig(documents=3, words_per_document=200, vocabulary=50))
+        == (first[:3])
+    )
+    assert len(set(first)) == 5
+    words = [word for text in first for word in text.split()]
+    assert len(words) == 1000
+    assert len(set(words)) <= 50
+    counts = sorted((words.count(w) for w in set(words)), reverse=True)
+    assert counts[0] > 4 * counts[10]  # Zipf: the first has about 11 times the share
+    other = SyntheticDataConfig(documents=5, words_per_document=200, vocabulary=50, seed=1)
+    assert texts(other) != first
+    with pytest.raises(ConfigError, match=r"data\.documents=0"):
+        check_source(SyntheticDataConfig(documents=0))
+
+
+def test_hash_is_of_content_not_of_names(tmp_path: Path) -> None:
+    def at(name: str, *contents: str) -> str:
+        (tmp_path / name).mkdir()
+        for i, content in enumerate(contents):
+            (tmp_path / name / f"{name}{i}.txt").write_text(content)
+        return hash_source(TextDataConfig(path=str(tmp_path / name)))
+
+    assert at("a", "one", "two") == at("b", "one", "two")
+    assert at("c", "one", "twO") != hash_source(TextDataConfig(path=str(tmp_path / "a")))
+    # Where one file ends counts too.
+    assert at("d", "onet", "wo") != hash_source(TextDataConfig(path=str(tmp_path / "a")))
+
+
+def test_checking_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, llmtrain.data.locate\n"
+        "print([m for m in ('torch', 'numpy', 'pyarrow', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_preparing_imports_no_torch() -> None:
+    code = "import sys, llmtrain.data.prepare; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False"

@@ -45,7 +45,7 @@ class Plan:
     vocab_size: int | None = None
     n_parameters: int | None = None
     flops_per_token: float | None = None
-    """Floating-point operations of one forward and backward, per token (arXiv:2204.02311, app. B)."""
+    """Floating-point operations of a forward and backward, per token (arXiv:2204.02311, app. B)."""
 
     def axis(self, name: str) -> int:
         """Return the size of the mesh axis `name`."""
@@ -211,11 +211,11 @@ def _check_strategy(strategy: StrategyConfig) -> None:
 
 
 def _check_schedule(run: RunConfig, plan: Plan) -> None:
-    warmup = run.scheduler.warmup_steps
+    warmup = run.scheduler.warmup_steps or 0
     require(
         plan.steps is None or warmup < plan.steps or warmup == 0,
-        f"scheduler.warmup_steps={warmup} must be under train.steps={plan.steps}; lower it or "
-        "train longer.",
+        f"scheduler.warmup_steps={warmup} must be under train.steps={plan.steps}; lower it, train "
+        "longer, or set it to null for a tenth of training.",
     )
 
 

@@ -1,10 +1,11 @@
 """Clip: the norm of the whole gradient, however its parameters are cut, and the clipping by it.
 
-`torch.nn.utils.clip_grad_norm_` falls short in two ways. It stacks norms of DTensors on different
-meshes, which fails for tensor parallelism beside FSDP; and on CPU torch 2.13 adds up a large fp32
-tensor in one running sum (measured: 6e-4 off at 2^24 elements), so that the norm depends on how
-the tensor is cut. Here a gradient is read in blocks, each block's norm in the gradient's dtype,
-and the squares of the norms are added in fp64: 3e-8 off at 2^24 elements, at the same speed.
+`torch.nn.utils.clip_grad_norm_` (2.13) falls short in two ways. It raises where only a part of the
+model is DTensors, or where their meshes differ: tensor parallelism of some modules, with or without
+FSDP. And on CPU it adds up a large fp32 tensor in one running sum (measured: 6e-4 off at 2^24
+elements), so that the norm depends on how the tensor is cut. Here a gradient is read in blocks,
+each block's norm in the gradient's dtype, and the squares of the norms are added in fp64: 3e-8 off
+at 2^24 elements.
 """
 
 from collections.abc import Iterable, Sequence

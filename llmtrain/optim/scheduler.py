@@ -6,6 +6,7 @@ steps done before this one, so training calls it with 0 .. total_steps - 1.
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ def make_schedule(config: SchedulerConfig, total_steps: int) -> Schedule:
             `total_steps`.
     """
     require_choice("scheduler.name", config.name, _SCHEDULES)
+    if config.warmup_steps is None:
+        config = replace(config, warmup_steps=min(100, total_steps // 10))
     return _SCHEDULES[config.name](config, total_steps)
 
 

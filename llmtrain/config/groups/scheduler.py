@@ -11,12 +11,12 @@ class SchedulerConfig:
 
     name: str
     """constant | linear | cosine | wsd | inverse_sqrt."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; null: a tenth of training, at most 100."""
 
     def __post_init__(self) -> None:
         require(
-            self.warmup_steps >= 0,
+            self.warmup_steps is None or self.warmup_steps >= 0,
             f"scheduler.warmup_steps={self.warmup_steps} must not be negative.",
         )
         ratio = getattr(self, "min_lr_ratio", 0.0)
@@ -33,6 +33,7 @@ class ConstantConfig(SchedulerConfig):
     """lr after the warm-up."""
 
     name: str = "constant"
+    warmup_steps: int | None = 0
 
 
 @dataclass(kw_only=True)
@@ -73,4 +74,3 @@ class InverseSqrtConfig(SchedulerConfig):
     """lr * sqrt(warmup / step) after the warm-up (Vaswani et al. 2017, section 5.3)."""
 
     name: str = "inverse_sqrt"
-    warmup_steps: int = 100

@@ -36,8 +36,11 @@ def training_tensors(
     load into. Hyperparameters are left out: the configuration has them.
     """
     state = get_optimizer_state_dict(module, tuple(optimizers), options=_FLAT)
-    tensors = {_OPTIMIZER + k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
-    return model_tensors(module) | tensors
+    tensors = model_tensors(module)
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            tensors[_OPTIMIZER + name] = value
+    return tensors
 
 
 def restore_optimizers(

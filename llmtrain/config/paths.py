@@ -28,20 +28,29 @@ def conf_dir() -> Path:
 
 
 def default_run_dir(experiment_name: str) -> Path:
-    """Return runs/<experiment>/<date>_<time>-<short id>: two starts in one second do not collide."""
+    """Return runs/<experiment>/<date>_<time>-<short id>; two starts in a second do not collide."""
+    return Path("runs") / experiment_name / _stamp()
+
+
+def default_sweep_dir(experiment_name: str) -> Path:
+    """Return sweeps/<experiment>/<date>_<time>-<short id>."""
+    return Path("sweeps") / experiment_name / _stamp()
+
+
+def _stamp() -> str:
     now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return Path("runs") / experiment_name / f"{now}-{secrets.token_hex(2)}"
+    return f"{now}-{secrets.token_hex(2)}"
 
 
-def make_run_dir(run_dir: Path) -> Path:
-    """Create `run_dir` with its `logs/` and return it, absolute.
+def make_run_dir(run_dir: Path, *, logs: bool = True) -> Path:
+    """Create `run_dir`, with its `logs/` unless it is a sweep's, and return it, absolute.
 
     Raises:
         ConfigError: when it cannot be created or written.
     """
     run_dir = run_dir.expanduser().absolute()
     try:
-        (run_dir / LOGS).mkdir(parents=True, exist_ok=True)
+        (run_dir / LOGS if logs else run_dir).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(
             f"run_dir={run_dir}: a file stands in the way; name a folder with run_dir=DIR."

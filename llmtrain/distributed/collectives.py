@@ -1,4 +1,4 @@
-"""Reductions over a group that cost nothing where the group has one member."""
+"""A reduction over a group that costs nothing where the group has one member."""
 
 import torch
 import torch.distributed as dist
@@ -8,11 +8,4 @@ def all_sum(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Return `tensor` summed over `group`, in place. Collective over `group`."""
     if dist.get_world_size(group) > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group)
-    return tensor
-
-
-def all_max(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """Return the elementwise maximum of `tensor` over `group`, in place. Collective over `group`."""
-    if dist.get_world_size(group) > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
     return tensor

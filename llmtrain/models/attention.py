@@ -41,7 +41,7 @@ def rotary_table(
 
 
 def rotate(x_BTNH: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turn each pair (x[i], x[i + H/2]) by its angle: the half-split form of Llama on Hugging Face."""
+    """Turn each pair (x[i], x[i + H/2]) by its angle: the half-split form of Hugging Face."""
     # Promotion does the arithmetic of bf16 activations in fp32.
     cos, sin = (table[None, :, None, :] for table in rotary)
     x1, x2 = x_BTNH.chunk(2, dim=-1)

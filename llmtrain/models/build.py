@@ -36,7 +36,11 @@ def flops_per_token(model: Transformer) -> float:
     and values (PaLM, arXiv:2204.02311, appendix B; causal masking is not discounted).
     """
     block_weights = sum(
-        p.numel() for name, p in model.named_parameters() if name.startswith("blocks.")
+        p.numel()
+        for name, p in model.named_parameters()
+        if name.startswith("blocks.") and p.dim() == 2
     )
-    q_width = sum(block.attention.wq.out_features for block in model.blocks.values())  # type: ignore[union-attr]
+    q_width = sum(
+        p.shape[0] for name, p in model.named_parameters() if name.endswith("attention.wq.weight")
+    )
     return 6.0 * (block_weights + model.head.weight.numel()) + 12.0 * q_width * model.seq_len

@@ -48,7 +48,7 @@ def apply_ddp(model: nn.Module, mesh: Mesh) -> tuple[nn.Module, Microbatch]:
 
 
 def shard_mesh(mesh: Mesh) -> DeviceMesh:
-    """Return the mesh FSDP works on: dp_shard, under dp_replicate where there are replicas (HSDP)."""
+    """Return the mesh FSDP works on: dp_shard, under dp_replicate if there are replicas (HSDP)."""
     if mesh.size("dp_replicate") > 1:
         return mesh.device_mesh["dp_replicate", "dp_shard"]
     return mesh.device_mesh["dp_shard"]

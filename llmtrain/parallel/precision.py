@@ -8,7 +8,7 @@ import torch
 
 @dataclass(frozen=True)
 class Precision:
-    """bf16: weights, gradients and optimizer in fp32, matrix products in bf16. fp32 and fp64: all."""
+    """bf16: weights, gradients and optimizer in fp32, matrix products in bf16."""
 
     name: str
 

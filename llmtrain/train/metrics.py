@@ -66,17 +66,17 @@ class TensorBoardWriter:
                 "metrics.tensorboard=true needs the package tensorboard: "
                 "pip install 'llmtrain[tensorboard]', or set metrics.tensorboard=false."
             ) from None
-        self._writer = SummaryWriter(str(folder), purge_step=after_step + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=after_step + 1)
 
     def write(self, line: dict[str, Any]) -> None:
         """Add each number of `line`."""
         for name, value in line.items():
             if name not in ("step", "time") and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, line["step"])  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandbWriter:

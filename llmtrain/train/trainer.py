@@ -68,7 +68,7 @@ class TrainResult:
 
 
 @dataclass
-class _Interval:
+class Interval:
     """What has been measured since the last logged line."""
 
     started: float
@@ -99,9 +99,9 @@ class Trainer:
         try:
             if self._evaluation_is_due():
                 self._evaluate_and_keep_best()
-            interval = _Interval(time.perf_counter())
+            interval = Interval(time.perf_counter())
             while state.step < steps:
-                result, norm, report = self._one_step(interval)
+                result, norm, report = self.one_step(interval)
                 if state.step % p.run.train.log_every_steps == 0 or state.step == steps:
                     interval = self._log(result, norm, report, interval)
                 if result.stop:
@@ -128,7 +128,7 @@ class Trainer:
             p.progress.close()
         return TrainResult(status, self._train_loss, self._val_loss)
 
-    def _one_step(self, interval: _Interval) -> tuple[StepResult, torch.Tensor, SyncReport]:
+    def one_step(self, interval: Interval) -> tuple[StepResult, torch.Tensor, SyncReport]:
         """Do one optimizer step; add what it took to `interval`."""
         p, state = self._p, self._state
         t0 = time.perf_counter()
@@ -159,8 +159,8 @@ class Trainer:
         return result, norm, report
 
     def _log(
-        self, result: StepResult, norm: torch.Tensor, report: SyncReport, interval: _Interval
-    ) -> _Interval:
+        self, result: StepResult, norm: torch.Tensor, report: SyncReport, interval: Interval
+    ) -> Interval:
         """Write a line of metrics; return the next interval. Collective over dp."""
         p, state = self._p, self._state
         loss = float(all_sum(result.loss_sum.clone(), p.mesh.dp_group)) / max(result.tokens, 1)
@@ -194,7 +194,7 @@ class Trainer:
                 "this. Lower optimizer.lr, raise scheduler.warmup_steps or lower "
                 "train.max_grad_norm, then start with the same run_dir."
             )
-        return _Interval(now)
+        return Interval(now)
 
     def _evaluation_is_due(self) -> bool:
         """Whether these weights are to be evaluated and have not been yet."""

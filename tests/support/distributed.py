@@ -5,14 +5,16 @@ A function runs on every rank at once; what it returns comes back as a list by r
 error fails the test with that rank's traceback.
 """
 
+import faulthandler
+import itertools
 import multiprocessing
 import os
-import tempfile
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
+from multiprocessing.connection import Connection, wait
 from typing import Any
+
+import torch.distributed as dist
 
 TIMEOUT_S = 240.0
 """How long one call may take on all ranks; then the pool is ended and the test fails."""
@@ -24,14 +26,14 @@ class RankPool:
     def __init__(self, world_size: int) -> None:
         """Start the ranks; each has one thread."""
         self.world_size = world_size
-        self._folder = tempfile.TemporaryDirectory(prefix="llmtrain-pool-")
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(rank, world_size, self._folder.name, theirs), daemon=True
+                target=_serve, args=(rank, world_size, self._store.port, theirs), daemon=True
             )
             process.start()
             theirs.close()
@@ -51,18 +53,30 @@ class RankPool:
         """
         for pipe in self._pipes:
             pipe.send((function, args))
-        results, failures = [], []
-        for rank, pipe in enumerate(self._pipes):
+        results: dict[int, Any] = {}
+        failures: list[str] = []
+        waiting = dict(zip(self._pipes, range(self.world_size), strict=True))
+        while waiting:
             # After a failure the others may wait for the dead one: they get a short grace.
-            if not pipe.poll(5.0 if failures else TIMEOUT_S):
-                failures.append(f"rank {rank} did not answer")
-                continue
-            ok, value = pipe.recv()
-            (results if ok else failures).append(value)
+            ready = wait(list(waiting), 5.0 if failures else TIMEOUT_S)
+            if not ready:
+                failures.append(f"ranks {sorted(waiting.values())} did not answer")
+                break
+            for pipe in ready:
+                assert isinstance(pipe, Connection)
+                rank = waiting.pop(pipe)
+                try:
+                    ok, value = pipe.recv()
+                except EOFError:
+                    ok, value = False, f"rank {rank} died"
+                if ok:
+                    results[rank] = value
+                else:
+                    failures.append(value)
         if failures:
             self.close()
             raise RuntimeError("\n".join(failures))
-        return results
+        return [results[rank] for rank in range(self.world_size)]
 
     def close(self) -> None:
         """End the ranks."""
@@ -71,24 +85,28 @@ class RankPool:
             process.join(timeout=2.0)
             if process.is_alive():
                 process.kill()
-        self._folder.cleanup()
 
 
-def _serve(rank: int, world_size: int, folder: str, pipe: Connection) -> None:
-    """What a rank does: answer calls until the pipe closes."""
+def _serve(rank: int, world_size: int, port: int, pipe: Connection) -> None:
+    """What a rank does: answer calls until the pipe closes, each in a process group of its own."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     import torch
-    import torch.distributed as dist
 
     torch.set_num_threads(1)
-    store = dist.FileStore(str(Path(folder) / "store"), world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-    while True:
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    for call in itertools.count():
         try:
             function, args = pipe.recv()
         except (EOFError, OSError):
             os._exit(0)
+        # A rank that hangs tells where, just before the pool gives up.
+        faulthandler.dump_traceback_later(TIMEOUT_S - 20.0, exit=False)
         try:
+            dist.init_process_group(
+                "gloo", store=dist.PrefixStore(str(call), store), rank=rank, world_size=world_size
+            )
             pipe.send((True, function(*args)))
+            dist.destroy_process_group()
         except BaseException:
             pipe.send((False, f"rank {rank}:\n{traceback.format_exc()}"))
+        faulthandler.cancel_dump_traceback_later()

@@ -82,7 +82,8 @@ def train_frozen(run_dir: Path, stop_after: int | None = None) -> dict[str, torc
     from llmtrain.train.stop import StopRequest
     from llmtrain.train.trainer import Trainer
 
-    if not dist.is_initialized():
+    alone = not dist.is_initialized()
+    if alone:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     run = store.load_run_config(run_dir / paths.CONFIG)
     info = rank_info("cpu")
@@ -100,7 +101,10 @@ def train_frozen(run_dir: Path, stop_after: int | None = None) -> dict[str, torc
     Trainer(parts, stop).run()
     for writer in parts.writers:
         writer.close()
-    return whole_weights(parts.model.module)
+    weights = whole_weights(parts.model.module)
+    if alone:
+        dist.destroy_process_group()
+    return weights
 
 
 def whole_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

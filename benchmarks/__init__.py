@@ -1,0 +1,1 @@
+"""Our training step beside a plain-PyTorch loop of the same model: `make bench`."""

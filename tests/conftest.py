@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.distributed import RankPool
+# One thread a process: tests run beside each other on few cores, and threads of tiny models that
+# wait for each other at every operation slow a busy machine down tenfold. Read before torch is.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.support.distributed import RankPool  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

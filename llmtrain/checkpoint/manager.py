@@ -8,7 +8,6 @@ A crash before the rename leaves a .tmp folder, which the next save removes.
 
 import logging
 import os
-import re
 import shutil
 import warnings
 from pathlib import Path
@@ -19,15 +18,20 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from llmtrain.checkpoint.manifest import NAME, Manifest, hash_file, read_manifest, verify
+from llmtrain.checkpoint.manifest import (
+    NAME,
+    Manifest,
+    hash_file,
+    read_manifest,
+    step_folders,
+    verify,
+)
 from llmtrain.checkpoint.retention import expired
 from llmtrain.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_STEP = re.compile(r"^step_(\d{8,})$")
 
 
 class CheckpointManager:
@@ -78,7 +82,7 @@ class CheckpointManager:
     def finished(self) -> list[tuple[Path, Manifest]]:
         """Return the finished checkpoints, oldest first; contents are not verified."""
         found = []
-        for folder in self._step_folders():
+        for folder in step_folders(self._folder):
             try:
                 found.append((folder, read_manifest(folder)))
             except CheckpointError as error:
@@ -93,7 +97,7 @@ class CheckpointManager:
         Raises:
             CheckpointError: when there are checkpoints but none verifies.
         """
-        folders = self._step_folders()
+        folders = step_folders(self._folder)
         for folder in reversed(folders):
             try:
                 return folder, verify(folder)
@@ -150,12 +154,6 @@ class CheckpointManager:
         steps = ", ".join(str(manifest.step) for _, manifest in known)
         raise CheckpointError(f"{self._folder} has no checkpoint of step {which}; it has {steps}.")
 
-    def _step_folders(self) -> list[Path]:
-        if not self._folder.is_dir():
-            return []
-        folders = [p for p in self._folder.iterdir() if _STEP.match(p.name) and p.is_dir()]
-        return sorted(folders, key=lambda p: int(p.name.split("_")[1]))
-
     def _remove_leftovers(self) -> None:
         for leftover in self._folder.glob("step_*.tmp"):
             shutil.rmtree(leftover)
@@ -196,38 +194,6 @@ def load_tensors(folder: Path, tensors: dict[str, torch.Tensor], *, alone: bool 
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
     except (dcp.CheckpointException, RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
-
-
-def require_same_model(folder: Path, manifest: Manifest, parameters: dict[str, list[int]]) -> None:
-    """Refuse a checkpoint of another model, naming what differs first.
-
-    Args:
-        folder: The checkpoint.
-        manifest: Its manifest.
-        parameters: Global shape of each parameter of this run's model.
-
-    Raises:
-        CheckpointError: when names or shapes differ.
-    """
-    for name, shape in parameters.items():
-        saved = manifest.parameters.get(name)
-        if saved != shape:
-            has = f"has {name} of shape {saved}" if saved else f"has no {name}"
-            raise CheckpointError(
-                f"{folder} is of another model: it {has}, this run's {name} has shape {shape}. "
-                f"Train the saved model ({_describe(manifest)}) or name another run_dir."
-            )
-    extra = sorted(set(manifest.parameters) - set(parameters))
-    if extra:
-        raise CheckpointError(
-            f"{folder} is of another model: it has {extra[0]}, which this run's model lacks. "
-            f"Train the saved model ({_describe(manifest)}) or name another run_dir."
-        )
-
-
-def _describe(manifest: Manifest) -> str:
-    keys = ("name", "n_layers", "n_heads", "n_kv_heads", "dim", "seq_len", "vocab_size")
-    return " ".join(f"{k}={manifest.model[k]}" for k in keys if k in manifest.model)
 
 
 def _val_loss(manifest: Manifest) -> float:

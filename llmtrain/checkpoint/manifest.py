@@ -6,6 +6,7 @@ not a checkpoint and is never loaded.
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from llmtrain.errors import CheckpointError
 
 NAME = "manifest.json"
 FORMAT_VERSION = 1
+
+_STEP = re.compile(r"^step_\d{8,}$")
 
 
 @dataclass(kw_only=True)
@@ -30,8 +33,6 @@ class Manifest:
     """Validation loss of just these weights; null where they were not evaluated."""
     model: dict[str, Any]
     """The group `model`, with the vocabulary size it got."""
-    parameters: dict[str, list[int]]
-    """Global shape of each parameter."""
     optimizer: str
     """optimizer.name: whose state is saved."""
     tokenizer_hash: str
@@ -46,6 +47,14 @@ class Manifest:
     def to_json(self) -> str:
         """Return the manifest as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """Return the folders named step_N in `checkpoints`, oldest first; whole or not."""
+    if not checkpoints.is_dir():
+        return []
+    folders = [p for p in checkpoints.iterdir() if _STEP.match(p.name) and p.is_dir()]
+    return sorted(folders, key=lambda p: int(p.name.split("_")[1]))
 
 
 def hash_file(path: Path) -> dict[str, Any]:

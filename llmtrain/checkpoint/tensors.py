@@ -23,7 +23,7 @@ _MODEL, _OPTIMIZER = "model.", "optimizer."
 def model_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return the weights as `model.<name>`, tied ones under their first name alone."""
     names = {name for name, _ in module.named_parameters()}
-    state = get_model_state_dict(module)
+    state: dict[str, Any] = get_model_state_dict(module)
     return {_MODEL + name: value for name, value in state.items() if name in names}
 
 

@@ -82,7 +82,7 @@ def share_text(store: dist.Store, key: str, value: str | None) -> str:
         value: What rank 0 gives; None on the others.
     """
     if value is not None:
-        store.set(key, value.encode())
+        store.set(key, value)
         return value
     while True:
         try:

@@ -22,9 +22,11 @@ def run_prepare(config: PrepareConfig) -> int:
         print(json.dumps({"folder": str(folder), **report}))
         return EXIT_OK
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("[bold]folder[/]", str(folder))
     _add_rows(table, report, "")
-    Console(soft_wrap=True).print(table)
+    console = Console()
+    console.print(table)
+    # Not in the table, which would cut a path that is wider than the terminal.
+    console.print(f"folder: {folder}", soft_wrap=True, highlight=False, markup=False)
     return EXIT_OK
 
 

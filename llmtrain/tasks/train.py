@@ -2,10 +2,12 @@
 
 import json
 import logging
+import shlex
 import shutil
 import time
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from torch.distributed import Store
 
@@ -138,10 +140,20 @@ def _finish(
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     if result.status != "completed":
-        console.print(f"go on with: llmtrain train ... run_dir={run_dir}", soft_wrap=True)
+        console.print(f"go on with: {resume_command(run_dir)}", soft_wrap=True, markup=False)
     elif run.train.sample_tokens:
         _show_sample(parts, run_dir, console)
     console.print(f"run directory: {run_dir}", highlight=False, soft_wrap=True)
+
+
+def resume_command(run_dir: Path) -> str:
+    """Return the command line that goes on with the run: what was typed, with its run_dir."""
+    try:
+        typed = yaml.safe_load((run_dir / paths.OVERRIDES).read_text()) or []
+    except (OSError, yaml.YAMLError):
+        typed = ["..."]
+    words = [str(word) for word in typed if not str(word).startswith("run_dir=")]
+    return shlex.join(["llmtrain", "train", *words, f"run_dir={run_dir}"])
 
 
 def _show_sample(parts: Parts, run_dir: Path, console: Console) -> None:

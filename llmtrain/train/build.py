@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from llmtrain import __version__
-from llmtrain.checkpoint.manager import CheckpointManager, load_tensors, require_same_model
+from llmtrain.checkpoint.compatible import require_resumable
+from llmtrain.checkpoint.manager import CheckpointManager, load_tensors
 from llmtrain.checkpoint.manifest import Manifest, read_manifest
 from llmtrain.checkpoint.tensors import restore_optimizers, training_tensors
 from llmtrain.config import paths
@@ -78,7 +79,6 @@ def build_parts(
     )
     precision = Precision(run.train.precision)
     checkpoints = CheckpointManager(run_dir / paths.CHECKPOINTS, keep_last=run.checkpoint.keep_last)
-    parameters = {n: list(p.shape) for n, p in model.module.named_parameters()}
 
     def manifest(state: TrainState, val_loss: float | None) -> Manifest:
         return Manifest(
@@ -86,7 +86,6 @@ def build_parts(
             train_state=state.to_dict(),
             val_loss=val_loss,
             model=dataclasses.asdict(run.model),
-            parameters=parameters,
             optimizer=run.optimizer.name,
             tokenizer_hash=train_set.tokenizer().hash(),
             data=prepared.name,
@@ -160,16 +159,11 @@ def restore(parts: Parts, console: Console) -> None:
     if folder is None:
         return
     own, manifest = parts.manifest(parts.state, None), read_manifest(folder)
-    require_same_model(folder, manifest, own.parameters)
+    require_resumable(folder, manifest, own.model, own.optimizer)
     if manifest.tokenizer_hash != own.tokenizer_hash:
         raise CheckpointError(
             f"{folder} was trained with another tokenizer than this run's data has; use the same "
             "data and tokenizer, or name another run_dir."
-        )
-    if manifest.optimizer != own.optimizer:
-        raise CheckpointError(
-            f"{folder} holds the state of optimizer={manifest.optimizer}, this run has "
-            f"optimizer={own.optimizer}; use the saved one, or name another run_dir."
         )
     tensors = training_tensors(parts.model.module, parts.optimizers)
     load_tensors(folder, tensors)

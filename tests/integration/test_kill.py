@@ -1,0 +1,88 @@
+"""kill -9 at any moment: the run goes on from its newest checkpoint and computes the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.support.runs import SYNTHETIC, TINY, environment, metric_lines
+
+pytestmark = pytest.mark.integration
+
+STEPS, EVERY = 150, 50
+OVERRIDES = (
+    *TINY, *SYNTHETIC, f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}",
+    "train.precision=fp32", "model.dropout=0.1",
+)  # fmt: skip
+DEADLINE_S = 120.0
+
+
+def command(run_dir: Path, *extra: str) -> list[str]:
+    return [sys.executable, "-m", "llmtrain", "train", *OVERRIDES, *extra, f"run_dir={run_dir}"]
+
+
+def finish(run_dir: Path, *extra: str) -> None:
+    done = subprocess.run(
+        command(run_dir, *extra), env=environment(), capture_output=True, text=True,
+        timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run_dir / "result.json").read_text())["status"] == "completed"
+
+
+def workers(run_dir: Path) -> list[int]:
+    """Return the process ids of the run's workers, lowest first."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except (OSError, NotADirectoryError):
+            continue
+        if b"llmtrain.worker" in words and str(run_dir).encode() in words:
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def wait_until(condition: object, what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.002)
+
+
+def final_weights(run_dir: Path) -> dict[str, object]:
+    folder = run_dir / "checkpoints" / f"step_{STEPS:08d}"
+    tensors: dict[str, object] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, value in load_file(file).items():
+            tensors[f"{file.name}:{name}"] = value.numpy().tobytes()
+    return tensors
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds workers through /proc")
+@pytest.mark.parametrize("victim", ["worker", "launcher"])
+@pytest.mark.parametrize("extra", [(), ("strategy=data", "strategy.zero=3")], ids=["one", "two"])
+def test_kill_minus_nine_loses_nothing(victim: str, extra: tuple[str, ...], tmp_path: Path) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    finish(straight, *extra)
+    launcher = subprocess.Popen(
+        command(killed, *extra), env=environment(), stderr=subprocess.DEVNULL
+    )
+    first = killed / "checkpoints" / f"step_{EVERY:08d}"
+    wait_until(first.is_dir, "the first checkpoint")
+    os.kill(workers(killed)[-1] if victim == "worker" else launcher.pid, signal.SIGKILL)
+    launcher.wait(timeout=DEADLINE_S)
+    # Nobody outlives the launcher: a restart must never meet an orphan that still writes.
+    wait_until(lambda: not workers(killed), "the workers to end")
+    assert not (killed / "checkpoints" / f"step_{STEPS:08d}").exists(), "killed too late"
+    finish(killed, *extra)
+    keys = ("step", "loss", "grad_norm", "lr", "tokens")
+    results = [[[line[k] for k in keys] for line in metric_lines(d)] for d in (straight, killed)]
+    assert results[0] == results[1]
+    assert final_weights(straight) == final_weights(killed)

@@ -30,7 +30,7 @@ def show_error(title: str, body: str, footer: str = "") -> None:
     if not console.is_terminal:
         # A log or a pipe has no width to respect: wrapped paths could not be searched or copied.
         longest = max(len(line) for line in [*body.splitlines(), footer, title])
-        console.width = min(max(longest + 4, 80), 200)
+        console.width = min(max(longest + 4, 80), 140)
     # What to type stands out: 'quoted words' and key=value.
     text.highlight_regex(re.compile(r"'[^'\n]+'|[\w.+~]*\w=\S*[^\s;,.:)]"), "bold")
     panel = Panel(

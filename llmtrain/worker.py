@@ -21,7 +21,7 @@ from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_USER, UserError
 from llmtrain.launch.process import die_with_parent
 from llmtrain.log import log_path, setup_log
 from llmtrain.panel import show_user_error
-from llmtrain.train.stop import StopRequest
+from llmtrain.train.stop import StopNow, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def run_task(task: str, request: dict[str, Any]) -> int:
     """
     logging.captureWarnings(True)
     try:
-        config = from_dict(ROOTS[task], request, f"llmtrain {task}")
+        config: Any = from_dict(ROOTS[task], request, f"llmtrain {task}")
         if task == "prepare":
             from llmtrain.tasks.prepare import run_prepare
 
@@ -100,6 +100,10 @@ def train(run_dir_argument: str, stop: StopRequest) -> int:
             show_user_error(error)
         _record_failure(run_dir, rank, error, t0)
         return EXIT_USER
+    except StopNow:
+        _record_stop(run_dir, rank, stop, t0)
+        # Peers may be dead already: leaving the process group in good order could wait for them.
+        os._exit(stop.exit_code)
     except KeyboardInterrupt:
         # The second Ctrl-C: no time for goodbyes, and none for other ranks' either.
         os._exit(EXIT_SIGINT)
@@ -109,6 +113,18 @@ def train(run_dir_argument: str, stop: StopRequest) -> int:
         return EXIT_BUG
     finally:
         destroy_process_group()
+
+
+def _record_stop(run_dir: Path | None, rank: int, stop: StopRequest, t0: float) -> None:
+    """Say in result.json that the run was stopped before it trained."""
+    if run_dir is None or rank != 0:
+        return
+    from llmtrain.tasks.result import RunResult, load_result
+
+    result = load_result(run_dir) or RunResult(status=stop.status)
+    result.status, result.error = stop.status, None
+    result.wall_s = time.monotonic() - t0
+    result.save(run_dir)
 
 
 def _record_failure(run_dir: Path | None, rank: int, error: Exception, t0: float) -> None:

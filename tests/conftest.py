@@ -10,7 +10,7 @@ import pytest
 # wait for each other at every operation slow a busy machine down tenfold. Read before torch is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.support.distributed import RankPool  # noqa: E402
+from tests.support.distributed import RankPool
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -172,7 +172,7 @@ class _Preparation:
         if not read:
             return f"data.path={where} holds no documents."
         return (
-            f"data.path={where}: none of {read} documents has text of at least "
+            f"data.path={where} is empty: none of {read} documents has text of at least "
             f"data.clean.min_chars={self.data.clean.min_chars} characters after cleaning."
         )
 

@@ -86,7 +86,8 @@ def share_text(store: dist.Store, key: str, value: str | None) -> str:
         return value
     while True:
         try:
-            store.wait([key], datetime.timedelta(seconds=60))
+            # Short waits: a signal's handler runs only when one returns.
+            store.wait([key], datetime.timedelta(seconds=1))
             return store.get(key).decode()
         except dist.DistStoreError:
             continue

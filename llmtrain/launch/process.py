@@ -15,6 +15,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM
 
@@ -36,6 +37,20 @@ def die_with_parent(signum: signal.Signals = signal.SIGKILL) -> None:
     parent = os.environ.get(PARENT_ENV)
     if parent and os.getppid() != int(parent):
         os._exit(1)
+
+
+def is_ready(pid: int) -> bool:
+    """Whether a worker handles signals yet. True where that cannot be known.
+
+    One that does not has nothing to lose: SIGTERM ends it quietly, where a SIGINT in the middle of
+    its imports would end it with a traceback.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    except (OSError, StopIteration, ValueError):
+        return True
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,8 @@ class _Forwarder:
         sent = signal.SIGTERM if sent == signal.SIGHUP else sent
         if self.stopped_by is None:
             self.stopped_by = sent
+            if sent == signal.SIGINT and sys.stderr.isatty():
+                os.write(2, b"\nsaving and stopping; Ctrl-C again ends it at once\n")
             self.pass_on()
         elif sent == signal.SIGINT and not self.forced:
             self.forced = True
@@ -85,7 +102,8 @@ class _Forwarder:
                 # Workers of an agent have sessions of their own; they die with the agent.
                 os.killpg(self.child.pid, signal.SIGKILL)
             else:
-                self.child.send_signal(self.stopped_by)
+                ready = is_ready(self.child.pid)
+                self.child.send_signal(self.stopped_by if ready else signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -2,15 +2,15 @@
 
     torchrun --nproc-per-node N -m llmtrain train ...
 
-Rank 0 composes and freezes the run directory; the others become workers at once and learn its path
-from rank 0's worker over the rendezvous store.
+Every rank composes, so that what cannot work ends all of them at once; rank 0 freezes the run
+directory, and the others learn its path from rank 0's worker over the rendezvous store.
 """
 
 import os
 import sys
 from typing import NoReturn
 
-from llmtrain.config.groups.launcher import LauncherConfig, LocalLauncherConfig
+from llmtrain.config.groups.launcher import LauncherConfig
 from llmtrain.launch.environment import worker_environment
 from llmtrain.launch.local import PYTHON
 
@@ -26,19 +26,19 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"])
 
 
-def become_worker(run_dir: str, launcher: LauncherConfig | None = None) -> NoReturn:
+def become_worker(run_dir: str, launcher: LauncherConfig) -> NoReturn:
     """Replace this process by its worker.
 
     Args:
         run_dir: The run directory; "-": rank 0's worker will tell it.
-        launcher: Threads and allocator, where they are known; null: the defaults.
+        launcher: Threads and allocator.
     """
     base = dict(os.environ)
     processes = int(base.get("LOCAL_WORLD_SIZE", "1"))
     if processes > 1 and base.get("OMP_NUM_THREADS") == "1":
         # torchrun's own default, which leaves most cores idle.
         del base["OMP_NUM_THREADS"]
-    env = worker_environment(launcher or LocalLauncherConfig(), processes, base)
+    env = worker_environment(launcher, processes, base)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [*PYTHON, "llmtrain.worker", run_dir], env)

@@ -37,9 +37,8 @@ def apply_ddp(model: nn.Module, mesh: Mesh) -> tuple[nn.Module, Microbatch]:
     Weights are not broadcast: every rank has drawn the same ones from the seed.
     """
     ddp = nn.parallel.DistributedDataParallel(
-        model, process_group=mesh.dp_group, init_sync=False, broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )  # fmt: skip
+        model, process_group=mesh.dp_group, init_sync=False, gradient_as_bucket_view=True
+    )
 
     def microbatch(is_last: bool) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext() if is_last else ddp.no_sync()

@@ -27,7 +27,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     """
     assert config.run is not None
     info = rank_info(config.device)
-    trained = load_trained(Path(config.run), config.checkpoint, info.device)
+    trained = load_trained(Path(config.run), config.step, info.device)
     run = trained.run
     dataset = TokenDataset(prepare(run.data, run.tokenizer), config.split)
     if dataset.tokenizer().hash() != trained.manifest.tokenizer_hash:

@@ -21,7 +21,7 @@ def run_generate(config: GenerateConfig) -> int:
         UserError: when the run or the prompt cannot be used.
     """
     assert config.run is not None
-    trained = load_trained(Path(config.run), config.checkpoint, rank_info(config.device).device)
+    trained = load_trained(Path(config.run), config.step, rank_info(config.device).device)
     streams = config.stream and not config.json and config.n == 1
     if streams:
         sys.stdout.write(config.prompt)

@@ -31,12 +31,12 @@ class TrainedModel:
     """The checkpoint."""
 
 
-def load_trained(run_dir: Path, checkpoint: str, device: torch.device) -> TrainedModel:
+def load_trained(run_dir: Path, step: str, device: torch.device) -> TrainedModel:
     """Load a checkpoint of `run_dir`. Not a collective: each process that calls it loads alone.
 
     Args:
         run_dir: The run directory.
-        checkpoint: best | latest | a step.
+        step: Which checkpoint: best | latest | a step.
         device: Where the weights go.
 
     Raises:
@@ -45,7 +45,7 @@ def load_trained(run_dir: Path, checkpoint: str, device: torch.device) -> Traine
     if not (run_dir / paths.CONFIG).is_file():
         raise ConfigError(f"run={run_dir} is not a run directory: it has no {paths.CONFIG}.")
     run = load_run_config(run_dir / paths.CONFIG)
-    folder, manifest = CheckpointManager(run_dir / paths.CHECKPOINTS).find(checkpoint)
+    folder, manifest = CheckpointManager(run_dir / paths.CHECKPOINTS).find(step)
     vocab_size = manifest.model["vocab_size"]
     run = replace(run, model=replace(run.model, vocab_size=vocab_size))
     model = build_model(run.model, vocab_size)

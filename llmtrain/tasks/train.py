@@ -82,6 +82,7 @@ def run_train(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) ->
     start = parts.state.step
     if start and start >= (parts.plan.steps or 0) and info.is_main:
         console.print(f"already trained to step {start}: nothing left to do")
+    stop.defer()
     try:
         result = Trainer(parts, stop).run()
     finally:
@@ -140,7 +141,10 @@ def _finish(
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     if result.status != "completed":
-        console.print(f"go on with: {resume_command(run_dir)}", soft_wrap=True, markup=False)
+        console.print(
+            f"go on with: {resume_command(run_dir)}",
+            soft_wrap=True, markup=False, highlight=False,
+        )  # fmt: skip
     elif run.train.sample_tokens:
         _show_sample(parts, run_dir, console)
     console.print(f"run directory: {run_dir}", highlight=False, soft_wrap=True)

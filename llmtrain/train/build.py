@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,9 +22,10 @@ from llmtrain.distributed.env import RankInfo
 from llmtrain.distributed.mesh import Mesh, build_mesh
 from llmtrain.errors import CheckpointError, ConfigError
 from llmtrain.models.build import build_model, count_parameters, flops_per_token
+from llmtrain.models.transformer import Transformer
 from llmtrain.optim.optimizer import build_optimizers
 from llmtrain.optim.scheduler import make_schedule
-from llmtrain.parallel.apply import apply_parallel
+from llmtrain.parallel.apply import ParallelModel, apply_parallel
 from llmtrain.parallel.precision import Precision
 from llmtrain.sync.build import build_sync, reduces_gradients
 from llmtrain.train.metrics import build_writers
@@ -59,13 +61,7 @@ def build_parts(
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=vocab_size))
     mesh = build_mesh(plan, info.device.type)
     shapes = build_model(run.model, vocab_size)
-    plan = plan.with_data(
-        run,
-        samples=train_set.n_samples(run.model.seq_len, run.data.samples),
-        vocab_size=vocab_size,
-        n_parameters=count_parameters(shapes),
-        flops_per_token=flops_per_token(shapes),
-    )
+    plan = _complete_plan(plan, run, shapes, train_set)
     assert plan.steps is not None
     schedule = make_schedule(run.scheduler, plan.steps)
     if info.is_main:
@@ -74,62 +70,83 @@ def build_parts(
         show_plan(console, run, plan, text, str(run_dir))
     every_gradient = reduces_gradients(run.sync)
     model = apply_parallel(shapes, run, mesh, info.device, reduces_gradients=every_gradient)
-    optimizers = build_optimizers(
-        run.optimizer, model.module, no_decay=shapes.NO_DECAY, hidden=shapes.HIDDEN
-    )
-    precision = Precision(run.train.precision)
-    checkpoints = CheckpointManager(run_dir / paths.CHECKPOINTS, keep_last=run.checkpoint.keep_last)
-
-    def manifest(state: TrainState, val_loss: float | None) -> Manifest:
-        return Manifest(
-            step=state.step,
-            train_state=state.to_dict(),
-            val_loss=val_loss,
-            model=dataclasses.asdict(run.model),
-            optimizer=run.optimizer.name,
-            tokenizer_hash=train_set.tokenizer().hash(),
-            data=prepared.name,
-            llmtrain_version=__version__,
-        )
-
     parts = Parts(
         run=run,
         plan=plan,
         info=info,
         mesh=mesh,
         model=model,
-        step=SequentialStep(
-            model,
-            precision=precision,
-            device=info.device,
-            loss_group=mesh.dp_group if every_gradient else mesh.group("dp_shard"),
-            label_smoothing=run.train.label_smoothing,
-        ),
+        step=_step(run, mesh, model, info, every_gradient=every_gradient),
         sync=build_sync(
-            run.sync, model.module, mesh, zero=run.strategy.zero,
+            run.sync,
+            model.module,
+            mesh,
+            zero=run.strategy.zero,
             micro_batches=plan.gradient_accumulation_steps,
         ),
-        optimizers=optimizers,
+        optimizers=build_optimizers(
+            run.optimizer, model.module, no_decay=shapes.NO_DECAY, hidden=shapes.HIDDEN
+        ),
         schedule=schedule,
         loader=_loader(run, plan, mesh, train_set, info),
         validation=lambda: _validation(run, plan, mesh, val_set, info),
-        checkpoints=checkpoints,
-        manifest=manifest,
-        writers=[],
-        progress=TrainProgress(console, steps=plan.steps, start=0, shown=False),
-        state=TrainState(),
-        peak_flops=0.0,
-    )  # fmt: skip
+        checkpoints=CheckpointManager(
+            run_dir / paths.CHECKPOINTS, keep_last=run.checkpoint.keep_last
+        ),
+        manifest=partial(_manifest, run, train_set.tokenizer().hash(), prepared.name),
+    )
     restore(parts, console)
     if info.is_main:
-        parts.writers = build_writers(
-            run.metrics, run_dir, dataclasses.asdict(run), after_step=parts.state.step
-        )
-        parts.peak_flops = peak_flops(info.device, precision.compute_dtype, run.metrics.peak_tflops)
-        parts.progress = TrainProgress(
-            console, steps=plan.steps, start=parts.state.step, shown=run.metrics.progress
-        )
+        _add_audience(parts, run_dir, console)
     return parts
+
+
+def _step(
+    run: RunConfig, mesh: Mesh, model: ParallelModel, info: RankInfo, *, every_gradient: bool
+) -> SequentialStep:
+    return SequentialStep(
+        model,
+        precision=Precision(run.train.precision),
+        device=info.device,
+        loss_group=mesh.dp_group if every_gradient else mesh.group("dp_shard"),
+        label_smoothing=run.train.label_smoothing,
+    )
+
+
+def _complete_plan(plan: Plan, run: RunConfig, shapes: Transformer, dataset: TokenDataset) -> Plan:
+    return plan.with_data(
+        run,
+        samples=dataset.n_samples(run.model.seq_len, run.data.samples),
+        vocab_size=shapes.embed.num_embeddings,
+        n_parameters=count_parameters(shapes),
+        flops_per_token=flops_per_token(shapes),
+    )
+
+
+def _manifest(
+    run: RunConfig, tokenizer_hash: str, data: str, state: TrainState, val_loss: float | None
+) -> Manifest:
+    return Manifest(
+        step=state.step,
+        train_state=state.to_dict(),
+        val_loss=val_loss,
+        model=dataclasses.asdict(run.model),
+        optimizer=run.optimizer.name,
+        tokenizer_hash=tokenizer_hash,
+        data=data,
+        llmtrain_version=__version__,
+    )
+
+
+def _add_audience(parts: Parts, run_dir: Path, console: Console) -> None:
+    """Give rank 0's parts those who are told how training goes."""
+    run, start = parts.run, parts.state.step
+    parts.writers = build_writers(run.metrics, run_dir, dataclasses.asdict(run), after_step=start)
+    dtype = Precision(run.train.precision).compute_dtype
+    parts.peak_flops = peak_flops(parts.info.device, dtype, run.metrics.peak_tflops)
+    parts.progress = TrainProgress(
+        console, steps=parts.plan.steps or 0, start=start, shown=run.metrics.progress
+    )
 
 
 def resolve_vocab_size(run: RunConfig, dataset: TokenDataset) -> int:

@@ -37,6 +37,11 @@ class TrainProgress:
             self._task = self._live.add_task("", total=steps, completed=start, numbers="")
             self._live.start()
 
+    @classmethod
+    def silent(cls) -> "TrainProgress":
+        """Return one that shows nothing: what every rank but 0 has."""
+        return cls(Console(quiet=True), steps=0, start=0, shown=False)
+
     def step(self, step: int) -> None:
         """Move the line on; costs nothing that a step would feel."""
         if self._live is not None:

@@ -6,11 +6,20 @@ from types import FrameType
 from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM
 
 
+class StopNow(BaseException):
+    """Asked to stop while there is nothing to save yet."""
+
+
 class StopRequest:
-    """Remembers the first SIGINT or SIGTERM; a second SIGINT quits at once."""
+    """Remembers the first SIGINT or SIGTERM; a second SIGINT quits at once.
+
+    Until training starts there is nothing to save, and preparing data may take hours: there the
+    first signal already ends the process, by `StopNow`.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._deferred = False
 
     def install(self) -> None:
         """Take over SIGINT and SIGTERM."""
@@ -21,6 +30,12 @@ class StopRequest:
         if self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = self.signum or signum
+        if not self._deferred:
+            raise StopNow
+
+    def defer(self) -> None:
+        """From now on only take note: the loop reads `asked` between steps."""
+        self._deferred = True
 
     @property
     def asked(self) -> bool:

@@ -5,7 +5,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -50,10 +50,11 @@ class Parts:
     validation: Callable[[], Iterable[Batch]]
     checkpoints: CheckpointManager
     manifest: Callable[[TrainState, float | None], Manifest]
-    writers: Sequence[MetricsWriter]
-    progress: TrainProgress
-    state: TrainState
-    peak_flops: float
+    state: TrainState = field(default_factory=TrainState)
+    writers: Sequence[MetricsWriter] = ()
+    """Rank 0's; the others have none."""
+    progress: TrainProgress = field(default_factory=TrainProgress.silent)
+    peak_flops: float = 0.0
     """Of one device, in FLOP/s; 0 where not known."""
 
 

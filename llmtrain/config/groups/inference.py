@@ -11,8 +11,9 @@ class FromRunConfig:
 
     run: str | None = None
     """The run directory."""
-    checkpoint: str = "best"
-    """best (lowest validation loss; the newest where none was evaluated) | latest | a step."""
+    step: str = "best"
+    """Which checkpoint: best (of lowest validation loss; the newest where none was evaluated) |
+    latest | a step."""
     device: str = "auto"
     """auto (cuda where there is one) | cpu | cuda."""
 
@@ -21,8 +22,8 @@ class FromRunConfig:
             self.run is not None and self.run != "",
             "run is missing: name the run directory, such as run=runs/my_run/2026-01-31_12-00-00.",
         )
-        if not self.checkpoint.isdigit():
-            require_choice("checkpoint", self.checkpoint, ("best", "latest"))
+        if not self.step.isdigit():
+            require_choice("step", self.step, ("best", "latest", "<a step>"))
         require_choice("device", self.device, ("auto", "cpu", "cuda"))
 
 

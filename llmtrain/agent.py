@@ -1,0 +1,47 @@
+"""Several workers on one machine: `python -m llmtrain.agent RUN_DIR --nproc-per-node N`.
+
+The process that the launcher starts; what it does stands in `llmtrain/elastic.py`, whose import of
+torch takes a second or more, in which signals must be answered already.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llmtrain.launch.process import PARENT_ENV, die_with_parent
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _exit_at_once(signum: int, frame: types.FrameType | None) -> NoReturn:
+    """A signal while torch is still being imported: no worker exists yet."""
+    os._exit(128 + signum)
+
+
+def handle(handler: Callable[..., Any]) -> None:
+    """Have `handler` called for every signal that ends a run."""
+    for signum in SIGNALS:
+        signal.signal(signum, handler)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read the arguments and run the workers; return the exit code."""
+    handle(_exit_at_once)
+    die_with_parent(signal.SIGTERM)
+    parser = argparse.ArgumentParser(prog="python -m llmtrain.agent", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--nproc-per-node", type=int, required=True)
+    options = parser.parse_args(argv)
+    os.environ[PARENT_ENV] = str(os.getpid())
+    from llmtrain.elastic import run_workers
+
+    return run_workers(options.run_dir.absolute(), options.nproc_per_node, handle)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

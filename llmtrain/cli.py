@@ -1,0 +1,106 @@
+"""The command `llmtrain`: reads the command line and hands over. Never imports torch.
+
+Heavy imports (hydra, rich) wait until a command needs them, so that --help and completion answer
+at once.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from llmtrain import __version__
+from llmtrain.commands.options import Options, UsageError, parse
+from llmtrain.errors import EXIT_OK, EXIT_SIGINT, EXIT_USER, UserError
+
+
+def _train(options: Options) -> int:
+    if options.has("--multirun"):
+        from llmtrain.commands.sweep import run_sweep
+
+        return run_sweep(options)
+    from llmtrain.commands.train import run_train
+
+    return run_train(options)
+
+
+def _task(options: Options) -> int:
+    from llmtrain.commands.task import run_task_command
+
+    return run_task_command(options)
+
+
+def _doctor(options: Options) -> int:
+    from llmtrain.commands.doctor import run_doctor
+
+    return run_doctor(options)
+
+
+HANDLERS: dict[str, Callable[[Options], int]] = {
+    "train": _train,
+    "prepare": _task,
+    "evaluate": _task,
+    "generate": _task,
+    "doctor": _doctor,
+}
+"""What runs each of `options.COMMANDS`."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command line `argv` (without the program's name); return the exit code.
+
+    Raises:
+        UserError: when it is the user's mistake.
+    """
+    if argv and argv[0] == "--complete":
+        from llmtrain.commands.complete import complete
+
+        sys.stdout.write("".join(f"{candidate}\n" for candidate in complete(argv[1:])))
+        return EXIT_OK
+    options = parse(argv)
+    if options.has("--version"):
+        print(f"llmtrain {__version__}")
+        return EXIT_OK
+    if options.shell is not None:
+        from llmtrain.commands.complete import SCRIPTS
+
+        print(SCRIPTS[options.shell])
+        return EXIT_OK
+    if options.has("--help") or options.command is None:
+        from llmtrain.commands.help import show_help
+
+        asked = options.has("--help")
+        show_help(options, stderr=not asked)
+        return EXIT_OK if asked else EXIT_USER
+    if options.overrides:
+        from llmtrain.commands.refuse import check_words
+
+        check_words(options.command, options.overrides, options.config_dirs)
+    return HANDLERS[options.command](options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code, having told the user of any mistake."""
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        from llmtrain.launch.torchrun import rank
+        from llmtrain.panel import show_user_error
+
+        if rank():
+            return EXIT_USER  # rank 0 says why
+        show_user_error(error)
+        if isinstance(error, UsageError):
+            print("llmtrain --help shows what there is.", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        print("interrupted before anything was started", file=sys.stderr)
+        return EXIT_SIGINT
+    except BrokenPipeError:
+        # The reader of our answer (`| head`) has enough: no error, and nothing left to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

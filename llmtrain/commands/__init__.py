@@ -1,0 +1,1 @@
+"""What `llmtrain <command>` does, one file a command. Never imports torch."""

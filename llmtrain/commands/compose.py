@@ -1,0 +1,191 @@
+"""Compose a command's configuration with Hydra: once, in the launching process.
+
+Hydra's Compose API, not @hydra.main: no output folder, no change of directory, no second run of
+this in any worker. What is wrong with the command line leaves here as a `ConfigError`.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from llmtrain.commands import explain
+from llmtrain.commands.groups import groups
+from llmtrain.commands.refuse import unknown_key
+from llmtrain.config.paths import conf_dir
+from llmtrain.config.register import register
+from llmtrain.errors import ConfigError
+
+FREE_TEXT = {"prompt", "sample_prompt", "path", "run", "run_dir", "cache_dir"}
+"""Last parts of keys whose value is taken as it stands: `prompt=Hello, you!` needs no quotes for
+Hydra inside the shell's own."""
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed command line."""
+
+    config: Any
+    """The typed root dataclass of the command."""
+    sweep: dict[str, str] | None
+    """`hydra.sweeper.params` where a `sweep=NAME` asks for a multirun; null: one run."""
+
+
+@dataclass(frozen=True)
+class SweepBase:
+    """What all jobs of a sweep share."""
+
+    experiment_name: str
+    run_dir: str | None
+    params: dict[str, str]
+    """`hydra.sweeper.params` of the `sweep=NAME` that was chosen."""
+
+
+class Composer:
+    """Composes command lines of one command; a context made by `composer`."""
+
+    def __init__(self, command: str, config_dirs: Sequence[Path]) -> None:
+        self.command = command
+        self.config_dirs = tuple(config_dirs)
+        self.groups = groups(command, self.config_dirs)
+        self.parser = OverridesParser.create()
+
+    def parse(self, overrides: Sequence[str], *, multirun: bool = False) -> list[Override]:
+        """Return `overrides` parsed, free text quoted, every chosen group and choice known.
+
+        Raises:
+            ConfigError: for one that cannot be read, or names a choice that is not there.
+        """
+        parsed = [self._spelt_out(self._parse_one(word, multirun)) for word in overrides]
+        for override in parsed:
+            explain.check_group(self.groups, override)
+            if override.is_sweep_override() and not multirun:
+                raise ConfigError(
+                    f"{override.input_line}: several values for one run. To run each, put -m "
+                    f"first (llmtrain {self.command} -m ...); a list is written "
+                    f"{override.key_or_group}=[a,b]."
+                )
+        return parsed
+
+    def _parse_one(self, word: str, multirun: bool) -> Override:
+        key, equals, value = word.partition("=")
+        if not key or not equals or key.startswith("~"):
+            raise explain.unreadable(word)
+        if key.startswith("+") and key.lstrip("+") in self.groups:
+            word = word.lstrip("+")  # as `+experiment=x` is written where it is not in the defaults
+        text = equals and key.lstrip("+").rpartition(".")[2] in FREE_TEXT
+        quoted = f"{key}={_quote(value)}"
+        plain = value in ("", "null") or "${" in value or value[:1] in "'\""
+        if text and not plain and not multirun:
+            word = quoted
+        try:
+            return self.parser.parse_override(word)
+        except HydraException as error:
+            if text and not plain:
+                return self.parser.parse_override(quoted)
+            raise explain.unreadable(word, str(error)) from None
+
+    def _spelt_out(self, override: Override) -> Override:
+        """Return a glob over a group's choices as those choices: Hydra would find schemas too."""
+        pattern = override.value() if not override.is_delete() else None
+        if not isinstance(pattern, Glob):
+            return override
+        group = self.groups.get(override.key_or_group)
+        found = pattern.filter(list(group.choices)) if group else []
+        if not found:
+            raise ConfigError(f"{override.input_line}: no choice of a group matches.")
+        return self.parser.parse_override(f"{override.key_or_group}=choice({','.join(found)})")
+
+    def compose(self, overrides: Sequence[str]) -> Composed:
+        """Return the typed configuration of `overrides`.
+
+        Raises:
+            ConfigError: for everything a user can get wrong.
+        """
+        words = self._words(overrides)
+        with explain.explained(self.command, words):
+            config = compose(self.command, words, return_hydra_config=True)
+            sweep = _sweep(config)
+            with open_dict(config):
+                del config["hydra"]
+            _refuse_unknown("", config)
+            return Composed(OmegaConf.to_object(config), sweep)
+
+    def sweep_base(self, overrides: Sequence[str]) -> SweepBase:
+        """Return what all jobs of a sweep share; values that only some jobs can take are left out.
+
+        Args:
+            overrides: What is not swept.
+
+        Raises:
+            ConfigError: for a choice that is not there.
+        """
+        shared = {*self.groups, "experiment_name", "run_dir"}
+        words = self._words([w for w in overrides if w.lstrip("+").partition("=")[0] in shared])
+        with explain.explained(self.command, words):
+            config = compose(self.command, words, return_hydra_config=True)
+            run_dir = None if config.run_dir is None else str(config.run_dir)
+            return SweepBase(str(config.experiment_name), run_dir, _sweep(config) or {})
+
+    def _words(self, overrides: Sequence[str]) -> list[str]:
+        """Return `overrides` as Hydra is to see them."""
+        words = [str(o.input_line) for o in self.parse(overrides)]
+        if self.config_dirs:
+            folders = ",".join(_quote(f"file://{folder}") for folder in self.config_dirs)
+            words.append(f"hydra.searchpath=[{folders}]")
+        return words
+
+
+def _sweep(config: DictConfig) -> dict[str, str] | None:
+    """Return `hydra.sweeper.params` where the configuration asks for a multirun."""
+    mode = config.hydra.mode
+    if mode is None or mode.name != "MULTIRUN":
+        return None
+    return {str(k): str(v) for k, v in (config.hydra.sweeper.params or {}).items()}
+
+
+@contextlib.contextmanager
+def composer(command: str, config_dirs: Sequence[Path] = ()) -> Iterator[Composer]:
+    """Yield a composer of `command` over the shipped YAML and `config_dirs`.
+
+    Raises:
+        ConfigError: when a file in `config_dirs` has the name of a shipped one.
+    """
+    for folder in config_dirs:
+        for path in folder.rglob("*.yaml"):
+            if (conf_dir() / path.relative_to(folder)).is_file():
+                raise ConfigError(
+                    f"--config-dir: {path} has the name of a shipped file, which would be taken "
+                    "instead; give it another name."
+                )
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield Composer(command, config_dirs)
+
+
+def _quote(value: str) -> str:
+    """Return `value` as a single-quoted string of Hydra's grammar."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+
+
+def _refuse_unknown(prefix: str, config: DictConfig) -> None:
+    """Refuse what `+key=value` has put beside a dataclass's fields: Hydra lets it pass."""
+    schema = OmegaConf.get_type(config)
+    if not dataclasses.is_dataclass(schema):
+        return
+    known = {field.name for field in dataclasses.fields(schema)}
+    for key in map(str, config):
+        if key not in known:
+            raise unknown_key(f"{prefix}{key}", schema)
+        if OmegaConf.is_dict(config._get_node(key)) and not OmegaConf.is_missing(config, key):
+            _refuse_unknown(f"{prefix}{key}.", config[key])

@@ -1,0 +1,65 @@
+"""Freeze what was composed: the only thing that crosses to the workers."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from llmtrain.config.paths import CONFIG, OVERRIDES, PLAN, default_run_dir, make_run_dir
+from llmtrain.config.plan import Plan
+from llmtrain.config.schema import RunConfig
+from llmtrain.config.store import to_yaml
+from llmtrain.errors import ConfigError
+
+
+def run_folder(run: RunConfig) -> Path:
+    """Return the run directory of `run`, made.
+
+    Raises:
+        ConfigError: when it cannot be written.
+    """
+    wanted = Path(run.run_dir) if run.run_dir else default_run_dir(run.experiment_name)
+    return make_run_dir(wanted)
+
+
+def freeze(run: RunConfig, plan: Plan, overrides: Sequence[str], run_dir: Path) -> bool:
+    """Write config.yaml, overrides.yaml and plan.json; return whether a run was there before.
+
+    An existing run directory is resumed with what is asked for now; what was asked for before is
+    kept as config.1.yaml and overrides.1.yaml, then .2, ... where it differs.
+
+    Raises:
+        ConfigError: when a file cannot be written.
+    """
+    resumed = (run_dir / CONFIG).is_file()
+    try:
+        config = to_yaml(run)
+        if resumed and (run_dir / CONFIG).read_text() != config:
+            _keep_earlier(run_dir)
+        _write(run_dir / OVERRIDES, yaml.safe_dump(list(overrides)))
+        _write(run_dir / PLAN, json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
+        _write(run_dir / CONFIG, config)
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir={run_dir}: {error.filename} cannot be written ({error.strerror}); name "
+            "another folder with run_dir=DIR."
+        ) from None
+    return resumed
+
+
+def _keep_earlier(run_dir: Path) -> None:
+    number = 1
+    while (run_dir / f"config.{number}.yaml").exists():
+        number += 1
+    for name in (CONFIG, OVERRIDES):
+        if (run_dir / name).is_file():
+            (run_dir / name).rename(run_dir / name.replace(".yaml", f".{number}.yaml"))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    partial = path.with_suffix(path.suffix + ".tmp")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,148 @@
+"""`llmtrain --help` and `llmtrain <command> --help`. Imports neither hydra nor torch."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llmtrain.commands.groups import Group, groups
+from llmtrain.commands.options import COMMANDS, FLAGS, SHORT, VALUE_FLAGS, Options
+
+if TYPE_CHECKING:
+    from llmtrain.commands.settings import Key
+
+PLAIN_WIDTH = 110
+"""Columns where stdout is no terminal."""
+
+
+def show_help(options: Options, *, stderr: bool = False) -> None:
+    """Print the help of the command in `options`, or of the whole program."""
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    sys.stdout.flush()
+    if options.command is None:
+        _show_program(console, options.config_dirs)
+    else:
+        _show_command(console, options.command, options.config_dirs)
+
+
+def _show_program(console: Console, config_dirs: Sequence[Path]) -> None:
+    console.print(
+        "Train language models over many processes from one composable command.\n\n"
+        "[bold]llmtrain[/] COMMAND [FLAGS] [KEY=VALUE ...]"
+    )
+    _section(console, "Commands")
+    _print_rows(console, [(name, command.purpose) for name, command in COMMANDS.items()])
+    _section(console, "Flags")
+    _print_rows(console, _flag_rows(FLAGS))
+    _section(console, "Groups of llmtrain train: GROUP=CHOICE (* is chosen where you choose none)")
+    _print_groups(console, groups("train", config_dirs).values())
+    _section(console, "Examples")
+    for command in COMMANDS.values():
+        console.print(f"  llmtrain {command.examples[0]}", markup=False)
+    console.print(
+        "\nllmtrain COMMAND --help lists a command's settings. A run's folder holds config.yaml, "
+        "metrics.jsonl, checkpoints/ and result.json; the same run_dir resumes it. Exit codes: "
+        "0 done, 2 a mistake of yours, 1 one of ours, 130 and 143 after a signal."
+    )
+
+
+def _show_command(console: Console, name: str, config_dirs: Sequence[Path]) -> None:
+    command = COMMANDS[name]
+    usage = "[FLAGS] [KEY=VALUE ...]" if command.overrides else "[FLAGS]"
+    console.print(f"llmtrain {name} {usage}\n\n{command.purpose}", markup=False)
+    _section(console, "Examples")
+    for example in command.examples:
+        console.print(f"  llmtrain {example}", markup=False)
+    _section(console, "Flags")
+    _print_rows(console, _flag_rows(f for f in FLAGS if f in {*command.flags, "--help"}))
+    if not command.overrides:
+        return
+    known = groups(name, config_dirs)
+    if known:
+        _section(console, "Groups: GROUP=CHOICE (* is chosen where you choose none)")
+        for group in known.values():
+            console.print(f"  [bold]{group.name}[/]")
+            rows = [
+                (f"  {'*' if choice == group.default else ' '} {choice}", comment)
+                for choice, comment in group.choices.items()
+            ]
+            _print_rows(console, rows)
+    from llmtrain.commands.settings import keys
+
+    _section(console, "Settings: KEY=VALUE, with the defaults of the groups' default choices")
+    _print_keys(console, keys(name, config_dirs=config_dirs))
+
+
+def _section(console: Console, title: str) -> None:
+    console.print(Text(f"\n{title}", "bold cyan"))
+
+
+def _rows() -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    return table
+
+
+def _print_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    table = _rows()
+    for left, right in rows:
+        table.add_row(Text(f"  {left}"), Text(right))
+    console.print(table)
+
+
+def _print_groups(console: Console, known: Iterable[Group]) -> None:
+    table = _rows()
+    for group in known:
+        choices = Text()
+        for number, choice in enumerate(group.choices):
+            star = "*" if choice == group.default else ""
+            choices.append(f"{' ' if number else ''}{choice}{star}", "bold" if star else "")
+        table.add_row(Text(f"  {group.name}"), choices)
+    console.print(table)
+
+
+def _print_keys(console: Console, found: Iterable["Key"]) -> None:
+    table = _rows()
+    previous = ""
+    for key in found:
+        if key.name.endswith(".name"):
+            continue  # the group's choice says it
+        group = key.name.partition(".")[0] if "." in key.name else ""
+        if group != previous:
+            table.add_row("", "")
+        previous = group
+        table.add_row(
+            Text(f"  {key.name}={_shown(key.default)}"), Text(_first_sentence(key.doc), "dim")
+        )
+    console.print(table)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return repr(value) if value != value.strip() or "\n" in value else value
+    return str(value)
+
+
+def _first_sentence(doc: str) -> str:
+    head, _, rest = doc.partition(". ")
+    # What null means is worth a second sentence.
+    return doc.rstrip(".") if rest.startswith("`null`") else head.rstrip(".")
+
+
+def _flag_rows(flags: Iterable[str]) -> list[tuple[str, str]]:
+    short = {flag: f"{letter}, " for letter, flag in SHORT.items()}
+    values = {flag: f" {value}" for flag, value in VALUE_FLAGS.items()}
+    return [
+        (f"{short.get(flag, '    ')}{flag}{values.get(flag, '')}", FLAGS[flag]) for flag in flags
+    ]

@@ -1,0 +1,178 @@
+"""The command line as typed: a command, its flags and its overrides. Imports nothing heavy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmtrain.errors import UserError, did_you_mean
+
+
+class UsageError(UserError):
+    """A command line that makes no sense."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the table of commands says of one."""
+
+    purpose: str
+    """One line for --help."""
+    examples: tuple[str, ...]
+    """Command lines for --help, without `llmtrain`."""
+    flags: frozenset[str] = frozenset()
+    """Flags besides those that every command has."""
+    overrides: bool = True
+    """Whether it takes overrides."""
+
+
+COMMANDS = {
+    "train": Command(
+        "prepare data if it is not cached, train, evaluate, save; an existing run_dir resumes",
+        (
+            "train experiment=shakespeare_char_cpu",
+            "train model=llama_tiny optimizer.lr=3e-4 train.steps=500",
+            "train data=text data.path=books/ tokenizer=bpe run_dir=runs/books",
+            "train strategy=data launcher.nproc_per_node=2",
+            "train -m optimizer=adamw,lion,muon optimizer.lr=1e-3,3e-4",
+        ),
+        frozenset({"--multirun", "--dry-run", "--cfg", "--config-dir"}),
+    ),
+    "prepare": Command(
+        "raw text -> clean -> dedup -> tokenizer -> shards, nothing more",
+        ("prepare data=jsonl data.path=corpus.jsonl.gz tokenizer=bpe tokenizer.vocab_size=8192",),
+        frozenset({"--cfg", "--config-dir", "--json"}),
+    ),
+    "evaluate": Command(
+        "loss and perplexity of a checkpoint",
+        ("evaluate run=runs/books", "evaluate run=runs/books step=latest split=train"),
+        frozenset({"--cfg", "--json"}),
+    ),
+    "generate": Command(
+        "text from a checkpoint",
+        (
+            'generate run=runs/books prompt="Once upon a time"',
+            "generate run=runs/books temperature=0.7 top_p=0.9 max_new_tokens=500",
+        ),
+        frozenset({"--cfg", "--json"}),
+    ),
+    "doctor": Command(
+        "what this machine offers, and what to mend: devices, backends, ports, disk, versions",
+        ("doctor", "doctor --json"),
+        frozenset({"--json"}),
+        overrides=False,
+    ),
+}
+"""Every command; `llmtrain/cli.py` says what runs it."""
+
+FLAGS = {
+    "--help": "this text, or a command's",
+    "--version": "the version",
+    "--cfg": "print the composed configuration as YAML and stop",
+    "--dry-run": "print the plan and stop; nothing is written",
+    "--multirun": "run every combination of comma lists, range(), choice(), glob(); put it first",
+    "--config-dir": "your own YAML, laid out as conf/ is: DIR/experiment/mine.yaml",
+    "--json": "answer with one JSON object on stdout",
+    "--completion": "print a script that completes commands, groups, choices and settings",
+}
+"""Every flag with its one line for --help."""
+
+SHORT = {"-h": "--help", "-V": "--version", "-m": "--multirun", "-n": "--dry-run"}
+
+VALUE_FLAGS = {"--cfg": "job", "--config-dir": "DIR", "--completion": "bash|zsh|fish"}
+"""Flags that are followed by a value."""
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@dataclass
+class Options:
+    """A parsed command line."""
+
+    command: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    flags: set[str] = field(default_factory=set)
+    config_dirs: list[Path] = field(default_factory=list)
+    shell: str | None = None
+
+    def has(self, flag: str) -> bool:
+        """Whether `flag` was given."""
+        return flag in self.flags
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Return `argv` (without the program's name) parsed.
+
+    Raises:
+        UsageError: with a did-you-mean, when a command or a flag is unknown or misplaced.
+    """
+    options = Options()
+    words = iter(argv)
+    for word in words:
+        if word.startswith("-") and word != "-":
+            name, equals, value = word.partition("=")
+            flag = _flag(SHORT.get(name, name), options)
+            if flag in VALUE_FLAGS:
+                _take_value(options, flag, value if equals else next(words, ""))
+            options.flags.add(flag)
+        elif options.command is None:
+            options.command = _command(word)
+        else:
+            options.overrides.append(word)
+    if options.command == "help":
+        options.flags.add("--help")
+        options.command = _command(options.overrides[0]) if options.overrides else None
+    if options.command is not None:
+        _check(options, COMMANDS[options.command])
+    return options
+
+
+def _command(word: str) -> str:
+    if word in COMMANDS or word == "help":
+        return word
+    if "=" in word:
+        raise UsageError(f"A command comes first: llmtrain train {word}")
+    raise UsageError(
+        f"'{word}' is not a command.{did_you_mean(word, COMMANDS)} Commands: {', '.join(COMMANDS)}."
+    )
+
+
+def _flag(flag: str, options: Options) -> str:
+    if flag in FLAGS:
+        return flag
+    near = did_you_mean(flag, FLAGS)
+    if options.command is not None:
+        near += f" Settings are key=value: llmtrain {options.command} --help lists them."
+    raise UsageError(f"'{flag}' is not a flag.{near} Flags: {', '.join(FLAGS)}.")
+
+
+def _take_value(options: Options, flag: str, value: str) -> None:
+    if not value:
+        raise UsageError(f"{flag} needs a value: {flag} {VALUE_FLAGS[flag]}")
+    if flag == "--cfg" and value != "job":
+        raise UsageError(f"--cfg {value}: only `--cfg job` is known.")
+    if flag == "--config-dir":
+        folder = Path(value).expanduser().absolute()
+        if not folder.is_dir():
+            raise UsageError(f"--config-dir {value}: there is no such folder.")
+        options.config_dirs.append(folder)
+    if flag == "--completion":
+        if value not in SHELLS:
+            raise UsageError(f"--completion {value}: known shells are {', '.join(SHELLS)}.")
+        options.shell = value
+
+
+def _check(options: Options, command: Command) -> None:
+    """Refuse flags and overrides that the command does not take."""
+    if options.has("--help"):
+        return
+    for flag in sorted(options.flags - {"--help", "--version", "--completion"}):
+        if flag not in command.flags:
+            takers = [name for name, c in COMMANDS.items() if flag in c.flags]
+            raise UsageError(
+                f"llmtrain {options.command} does not take {flag}; it is for {', '.join(takers)}."
+            )
+    if options.overrides and not command.overrides:
+        raise UsageError(
+            f"llmtrain {options.command} takes no settings: leave out "
+            f"{' '.join(options.overrides)}."
+        )

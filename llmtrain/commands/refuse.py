@@ -1,0 +1,114 @@
+"""Refusals that need no composition: choices that are not there, keys that no schema has.
+
+Asked before Hydra is imported, so that most slips of the pen are answered at once.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llmtrain.commands.groups import Group, groups
+from llmtrain.commands.settings import keys, schema_of
+from llmtrain.config.store import PLAIN_SCHEMAS, ROOTS, SCHEMAS
+from llmtrain.errors import ConfigError, did_you_mean
+
+
+def check_words(command: str, words: Sequence[str], config_dirs: Sequence[Path]) -> None:
+    """Refuse what is wrong with `words` whatever else is chosen; Hydra judges the rest.
+
+    Raises:
+        ConfigError: with a did-you-mean.
+    """
+    known = groups(command, config_dirs)
+    for word in words:
+        typed, equals, value = word.partition("=")
+        key = typed.lstrip("+")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key) or key.startswith("hydra."):
+            continue
+        if key in known:
+            if re.fullmatch(r"[\w./-]+", value):
+                check_choice(known[key], None if value == "null" else value)
+        else:
+            _check_key(command, known, key)
+
+
+def check_choice(group: Group, choice: str | None) -> None:
+    """Refuse a choice that the group does not have.
+
+    Raises:
+        ConfigError: with the choices there are and a did-you-mean.
+    """
+    if choice is None and group.default is None:
+        return
+    word = "null" if choice is None else choice
+    if word not in group.choices:
+        hint = did_you_mean(word, group.choices)
+        raise ConfigError(
+            f"{group.name}={word}: there is no such {group.name}.{hint}\n"
+            f"Choices: {', '.join(group.choices)}."
+        )
+
+
+def _check_key(command: str, known: Mapping[str, Group], key: str) -> None:
+    """Refuse a key whose first part the command lacks, or whose second no choice of the group has.
+
+    Raises:
+        ConfigError: with a did-you-mean.
+    """
+    first, _, rest = key.partition(".")
+    if first not in (*_names(ROOTS[command]), *known, "hydra"):
+        raise unknown_key(first, ROOTS[command], command=command, typed=key)
+    schemas = [*SCHEMAS.get(first, {}).values(), *filter(None, [PLAIN_SCHEMAS.get(first)])]
+    second = rest.partition(".")[0]
+    if schemas and rest and not any(second in _names(schema) for schema in schemas):
+        chosen, _ = schema_of(first, known[first].default)
+        raise unknown_key(f"{first}.{second}", chosen, command=command, typed=key)
+
+
+def unknown_key(
+    key: str, schema: type | None, *, command: str = "train", typed: str = "", where: str = ""
+) -> ConfigError:
+    """Return the refusal of a key that `schema` lacks, with the nearest that exists.
+
+    Args:
+        key: Dotted, up to the part that is unknown.
+        schema: The dataclass that was asked for it.
+        command: Whose settings to search for a key of that name elsewhere.
+        typed: The whole key as typed.
+        where: The file it comes from, in brackets; "": the command line.
+    """
+    typed = typed or key
+    parent, _, leaf = key.rpartition(".")
+    if not dataclasses.is_dataclass(schema):
+        return ConfigError(f"{typed}{where}: '{key}' is not a setting, and holds no others.")
+    siblings = _names(schema)
+    lines = [f"{typed}{where}: there is no setting '{key}'."]
+    near = did_you_mean(leaf, siblings)
+    owners = [name for name, other in SCHEMAS.get(parent, {}).items() if leaf in _names(other)]
+    if owners:
+        names = " or ".join(owners)
+        lines.append(f"It exists where {parent}.name is {names}: choose another {parent}.")
+    elif near:
+        word = near.split("'")[1]
+        lines[0] += f" Did you mean '{f'{parent}.{word}' if parent else word}'?"
+    else:
+        lines += _elsewhere(command, parent, typed.rpartition(".")[2])
+    name = f"of {parent} " if parent else ""
+    known = [s for s in siblings if s != "name"]
+    lines.append(f"Settings {name}here: {', '.join(known)}.")
+    return ConfigError("\n".join(lines))
+
+
+def _names(schema: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(schema)]
+
+
+def _elsewhere(command: str, group: str, leaf: str) -> list[str]:
+    """Return where a key of that name, or nearly, does exist: in another group."""
+    known = [key.name for key in keys(command)]
+    same = [name for name in known if name.rpartition(".")[2] == leaf]
+    if same:
+        return [f"Did you mean '{same[0]}'?"]
+    near = did_you_mean(f"{group}.{leaf}".lstrip("."), known)
+    return [near.strip()] if near else []

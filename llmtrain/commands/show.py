@@ -1,0 +1,55 @@
+"""What a command answers on stdout, as tables."""
+
+import dataclasses
+
+from rich.console import Console
+from rich.table import Table
+
+from llmtrain.config.plan import AXES, Plan
+from llmtrain.config.schema import RunConfig
+from llmtrain.units import format_count
+
+
+def plain_table(*columns: str) -> Table:
+    """Return an empty table without frame; columns that begin with ">" are right-aligned."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column.lstrip(">"), justify="right" if column.startswith(">") else "left",
+            overflow="fold",
+        )  # fmt: skip
+    return table
+
+
+def print_plan(run: RunConfig, plan: Plan) -> None:
+    """Print the plan of a run that has not started."""
+    axes = " x ".join(f"{axis} {plan.axis(axis)}" for axis in AXES if plan.axis(axis) > 1)
+    steps = f"{plan.steps:,}" if plan.steps is not None else f"{run.train.epochs} epochs"
+    rows = {
+        "model": f"{run.model.name}, {run.model.n_layers} layers, dim {run.model.dim}, "
+        f"{run.model.n_heads} heads, sequence {run.model.seq_len}",
+        "data": run.data.name + (f" {path}" if (path := getattr(run.data, "path", None)) else ""),
+        "tokenizer": run.tokenizer.name,
+        "strategy": f"{run.strategy.name}"
+        + (f", zero {run.strategy.zero}" if run.strategy.zero else ""),
+        "processes": f"{plan.world_size}" + (f" = {axes}" if axes else ""),
+        "batch": f"{plan.global_batch_size} sequences = {plan.dp} data-parallel x "
+        f"{plan.gradient_accumulation_steps} micro-batches x {plan.micro_batch_size}",
+        "tokens a step": format_count(plan.tokens_per_step),
+        "steps": steps,
+        "optimizer": f"{run.optimizer.name}, lr {run.optimizer.lr:g}, {run.scheduler.name}",
+        "precision": run.train.precision,
+    }
+    if plan.steps is not None:
+        rows["tokens"] = format_count(plan.steps * plan.tokens_per_step)
+    table = plain_table("", "")
+    table.show_header = False
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(highlight=False).print(table)
+
+
+def as_plain(config: object) -> dict[str, object]:
+    """Return a typed configuration as plain dicts and scalars."""
+    assert dataclasses.is_dataclass(config)
+    return dataclasses.asdict(config)  # type: ignore[arg-type]

@@ -1,0 +1,55 @@
+"""`llmtrain prepare | evaluate | generate`: compose, check, and let one worker do it."""
+
+from pathlib import Path
+
+from llmtrain.commands.compose import composer
+from llmtrain.commands.options import Options
+from llmtrain.commands.show import as_plain
+from llmtrain.config.groups.inference import FromRunConfig
+from llmtrain.config.paths import CONFIG
+from llmtrain.config.schema import PrepareConfig
+from llmtrain.config.store import to_yaml
+from llmtrain.errors import EXIT_OK, ConfigError, did_you_mean
+from llmtrain.launch.local import run_task
+
+
+def run_task_command(options: Options) -> int:
+    """Run the command of `options` in one worker process; return the exit code.
+
+    Raises:
+        UserError: for everything that can be told before a process starts.
+    """
+    assert options.command is not None
+    overrides = list(options.overrides)
+    if options.has("--json"):
+        overrides.append("json=true")
+    with composer(options.command, options.config_dirs) as hydra:
+        config = hydra.compose(overrides).config
+    if options.has("--cfg"):
+        print(to_yaml(config), end="")
+        return EXIT_OK
+    if isinstance(config, PrepareConfig):
+        from llmtrain.data.locate import check_source
+
+        check_source(config.data)
+    if isinstance(config, FromRunConfig):
+        check_run(str(config.run))
+    return run_task(options.command, as_plain(config))
+
+
+def check_run(run: str) -> None:
+    """Refuse a run directory that is none.
+
+    Raises:
+        ConfigError: with the nearest folder beside it that is one.
+    """
+    folder = Path(run).expanduser()
+    if (folder / CONFIG).is_file():
+        return
+    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    if runs:
+        raise ConfigError(f"run={run} holds runs, and is none itself. The newest: run={runs[-1]}")
+    if folder.is_dir():
+        raise ConfigError(f"run={run} is not a run directory: it has no {CONFIG}.")
+    beside = [path.parent.name for path in folder.parent.glob(f"*/{CONFIG}")]
+    raise ConfigError(f"run={run}: there is no such folder.{did_you_mean(folder.name, beside)}")

@@ -1,0 +1,82 @@
+"""`llmtrain train`: compose, plan, check, freeze, start."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from llmtrain.checkpoint.compatible import check_newest
+from llmtrain.commands.compose import composer
+from llmtrain.commands.freeze import freeze, run_folder
+from llmtrain.commands.options import Options
+from llmtrain.commands.show import print_plan
+from llmtrain.config.paths import CHECKPOINTS
+from llmtrain.config.plan import Plan, make_plan
+from llmtrain.config.schema import RunConfig
+from llmtrain.config.store import to_yaml
+from llmtrain.errors import EXIT_OK
+from llmtrain.launch import torchrun
+from llmtrain.launch.claim import claimed
+from llmtrain.launch.local import launch
+from llmtrain.machine import gpu_count
+from llmtrain.panel import show_note
+
+
+def run_train(options: Options) -> int:
+    """Run `llmtrain train`; return the exit code.
+
+    Raises:
+        UserError: for everything that can be told before a process starts.
+    """
+    rank = torchrun.rank()
+    if rank and (options.has("--cfg") or options.has("--dry-run")):
+        return EXIT_OK  # rank 0 answers
+    with composer("train", options.config_dirs) as hydra:
+        composed = hydra.compose(options.overrides)
+        if options.has("--cfg"):
+            print(to_yaml(composed.config), end="")
+            return EXIT_OK
+        if composed.sweep is not None:
+            from llmtrain.commands.sweep import run_sweep
+
+            return run_sweep(options)
+        plan = plan_run(composed.config, None if rank is None else torchrun.world_size())
+    run: RunConfig = composed.config
+    if rank:
+        # It has composed too, so that what is refused ends every rank at once.
+        return torchrun.become_worker("-", run.launcher)
+    if options.has("--dry-run"):
+        print_plan(run, plan)
+        return EXIT_OK
+    return start(run, plan, options.overrides, under_torchrun=rank is not None)
+
+
+def plan_run(run: RunConfig, world_size: int | None = None) -> Plan:
+    """Return the plan of `run`, its data source looked at.
+
+    Raises:
+        UserError: when it cannot run here.
+    """
+    from llmtrain.data.locate import check_source
+
+    gpus = 0 if run.train.device == "cpu" else gpu_count()
+    plan = make_plan(run, gpus=gpus, world_size=world_size)
+    check_source(run.data)
+    return plan
+
+
+def start(
+    run: RunConfig, plan: Plan, overrides: Sequence[str], *, under_torchrun: bool = False
+) -> int:
+    """Freeze the run directory and train from it; return the exit code.
+
+    Raises:
+        ConfigError: when the run directory cannot be had.
+    """
+    run_dir = run_folder(run)
+    with claimed(run_dir):
+        # Before the folder's config is replaced: a refused start must leave the run as it was.
+        check_newest(run_dir / CHECKPOINTS, dataclasses.asdict(run.model), run.optimizer.name)
+        if freeze(run, plan, overrides, run_dir):
+            show_note(f"resuming {run_dir}")
+        if not under_torchrun:
+            return launch(run_dir, plan.nproc_per_node, run.launcher)
+    return torchrun.become_worker(str(run_dir), run.launcher)

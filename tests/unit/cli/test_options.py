@@ -1,0 +1,45 @@
+"""The command line as typed."""
+
+from pathlib import Path
+
+import pytest
+
+from llmtrain.cli import HANDLERS
+from llmtrain.commands.options import COMMANDS, UsageError, parse
+
+
+def test_flags_and_overrides_in_any_order(tmp_path: Path) -> None:
+    options = parse(["train", "-m", "a=1", "--config-dir", str(tmp_path), "b=2", "--cfg=job"])
+    assert options.command == "train"
+    assert options.overrides == ["a=1", "b=2"]
+    assert options.has("--multirun") and options.has("--cfg")
+    assert options.config_dirs == [tmp_path]
+
+
+def test_a_dash_inside_a_value_is_no_flag() -> None:
+    assert parse(["generate", "prompt=--hi"]).overrides == ["prompt=--hi"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["model=gpt_tiny"], "llmtrain train model=gpt_tiny"),
+        (["train", "--hlep"], "Did you mean '--help'?"),
+        (["train", "--lr", "3"], "key=value"),
+        (["evaluate", "-m"], "it is for train"),
+        (["doctor", "a=1"], "takes no settings"),
+        (["train", "--cfg"], "needs a value"),
+        (["train", "--cfg", "all"], "only `--cfg job`"),
+        (["train", "--config-dir", "/nowhere"], "no such folder"),
+        (["--completion", "tcsh"], "bash, zsh, fish"),
+    ],
+)
+def test_refused_with_a_hint(argv: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        parse(argv)
+    assert said in str(refusal.value)
+
+
+def test_every_command_has_a_handler() -> None:
+    assert set(COMMANDS) == set(HANDLERS)

@@ -1,0 +1,51 @@
+"""What workers find in their environment."""
+
+import sys
+
+import pytest
+
+from llmtrain.config.groups.launcher import LocalLauncherConfig
+from llmtrain.launch import environment
+from llmtrain.launch.environment import TUNABLES, worker_environment
+
+
+@pytest.fixture(autouse=True)
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "usable_cores", lambda: 8)
+    monkeypatch.setattr(environment, "_hostname_resolves", lambda: True)
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(1, "8"), (3, "2"), (16, "1")])
+def test_cores_are_divided(processes: int, threads: str) -> None:
+    env = worker_environment(LocalLauncherConfig(), processes, {})
+    assert env["OMP_NUM_THREADS"] == threads
+
+
+def test_what_the_user_has_set_stays() -> None:
+    given = {
+        "OMP_NUM_THREADS": "5", "PYTHONUNBUFFERED": "0", "TORCH_CPP_LOG_LEVEL": "INFO",
+        "GLIBC_TUNABLES": "glibc.malloc.trim_threshold=7", "GLOO_SOCKET_IFNAME": "eth7",
+    }  # fmt: skip
+    env = worker_environment(LocalLauncherConfig(), 4, given)
+    assert env | given == env | {"GLIBC_TUNABLES": given["GLIBC_TUNABLES"]}
+    assert env["GLIBC_TUNABLES"].startswith("glibc.malloc.trim_threshold=7")
+    assert env["GLIBC_TUNABLES"].count("trim_threshold") == 1
+
+
+def test_the_configuration_wins_over_the_environment() -> None:
+    launcher = LocalLauncherConfig(threads_per_process=3)
+    assert worker_environment(launcher, 4, {"OMP_NUM_THREADS": "5"})["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+def test_the_allocator_can_be_left_alone() -> None:
+    tuned = worker_environment(LocalLauncherConfig(), 1, {})
+    assert all(f"{name}={value}" in tuned["GLIBC_TUNABLES"] for name, value in TUNABLES.items())
+    launcher = LocalLauncherConfig(tune_allocator=False)
+    assert "GLIBC_TUNABLES" not in worker_environment(launcher, 1, {})
+
+
+def test_gloo_gets_an_address_without_a_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "GLOO_SOCKET_IFNAME" not in worker_environment(LocalLauncherConfig(), 2, {})
+    monkeypatch.setattr(environment, "_hostname_resolves", lambda: False)
+    assert worker_environment(LocalLauncherConfig(), 2, {})["GLOO_SOCKET_IFNAME"].startswith("lo")

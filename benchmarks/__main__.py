@@ -68,7 +68,7 @@ def measure(number: int, case: Case, rounds: int, folder: Path) -> dict[str, flo
     for _ in range(rounds):
         ours_s.append(ours.seconds(case.steps_per_round))
         plain_s.append(plain.seconds(case.steps_per_round))
-        peaks.append(measure_matmul_flops(torch.bfloat16, size=2048, rounds=2))
+        peaks.append(measure_matmul_flops(torch.bfloat16, size=2048))
     ours.close()
     plain.close()
     rate = tokens / statistics.median(ours_s)

@@ -54,7 +54,9 @@ def plain(case: Case, run_dir: Path) -> tuple[Callable[[int], None], float]:
         dataset, seq_len=case.seq_len, samples="windows", seed=0, global_batch_size=case.batch,
         micro_batch_size=case.batch, dp_rank=0, dp_size=1,
     )  # fmt: skip
-    ready = [(b.input_ids, b.labels) for (b,) in (loader.load(step) for step in range(64))]
+    ready = [
+        (b.input_ids, b.labels) for (b,) in (loader.load(step * case.batch) for step in range(64))
+    ]
     torch.manual_seed(0)
     model = PlainGPT(dataset.vocab_size, case.dim, case.layers, case.heads, case.seq_len)
     loop = plain_steps(model, lambda step: ready[step % 64], 10**5, bf16=case.bf16)

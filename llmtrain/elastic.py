@@ -23,7 +23,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from llmtrain.config.paths import LOGS
-from llmtrain.errors import EXIT_OK
+from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.launch.failure import (
     complete_result,
     drop_empty_outputs,
@@ -126,6 +126,14 @@ def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., A
     try:
         result = agent.run()
     except SignalException:
+        # Only a clean end is the signal's: a rank that could not save its checkpoint has failed.
+        ended = {
+            rank: (EXIT_BUG, time.time())
+            for rank in range(processes)
+            if failure_path(run_dir, rank).is_file()
+        }
+        if ended:
+            return report_failure(run_dir, read_failures(run_dir, ended), since=since)
         code = 128 + int(agent.got or signal.SIGTERM)
         complete_result(run_dir, stop_status(code), None, since=since)
         return code

@@ -25,6 +25,9 @@ from llmtrain.train.stop import StopNow, StopRequest
 
 log = logging.getLogger(__name__)
 
+ECHOES = ("RefusedElsewhereError", "MainFailedError")
+"""Errors that only say that rank 0 has one."""
+
 LOST_PEER = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -142,7 +145,7 @@ def _record_failure(run_dir: Path | None, rank: int, error: Exception, t0: float
         "message": text,
         "exit_code": EXIT_USER if is_user_error else EXIT_BUG,
         "user_error": is_user_error,
-        "lost_peer": any(sign in text for sign in LOST_PEER),
+        "lost_peer": type(error).__name__ in ECHOES or any(sign in text for sign in LOST_PEER),
         "traceback": traceback.format_exc(),
     }
     path = run_dir / paths.LOGS / f"failure_rank_{rank}.json"

@@ -11,9 +11,9 @@ FREE = frozenset({"dropout", "init_std"})
 
 
 def require_resumable(
-    folder: Path, manifest: Manifest, model: dict[str, Any], optimizer: str
+    folder: Path, manifest: Manifest, *, model: dict[str, Any], optimizer: str, tokenizer: str
 ) -> None:
-    """Refuse a checkpoint of another model or optimizer, naming what differs.
+    """Refuse a checkpoint of another model, optimizer or tokenizer, naming what differs.
 
     Every field counts, not only those that change a shape: another n_heads loads well and computes
     something else.
@@ -23,6 +23,7 @@ def require_resumable(
         manifest: Its manifest.
         model: The group `model` of the run; a vocab_size of None is not known yet.
         optimizer: optimizer.name of the run.
+        tokenizer: tokenizer.name of the run.
 
     Raises:
         CheckpointError: names the checkpoint, what differs and a fix.
@@ -42,6 +43,11 @@ def require_resumable(
             f"{folder} is of another model: it has {saved}, this run asks for {asked}. "
             "Train the saved model, or name another folder with run_dir=DIR."
         )
+    if tokenizer != manifest.tokenizer:
+        raise CheckpointError(
+            f"{folder} was trained with tokenizer={manifest.tokenizer}, this run has "
+            f"tokenizer={tokenizer}; use the saved one, or name another folder with run_dir=DIR."
+        )
     if optimizer != manifest.optimizer:
         raise CheckpointError(
             f"{folder} holds the state of optimizer={manifest.optimizer}, this run has "
@@ -49,7 +55,9 @@ def require_resumable(
         )
 
 
-def check_newest(checkpoints: Path, model: dict[str, Any], optimizer: str) -> None:
+def check_newest(
+    checkpoints: Path, *, model: dict[str, Any], optimizer: str, tokenizer: str
+) -> None:
     """Refuse what `require_resumable` refuses, looking at the newest readable manifest only.
 
     Raises:
@@ -60,5 +68,5 @@ def check_newest(checkpoints: Path, model: dict[str, Any], optimizer: str) -> No
             manifest = read_manifest(folder)
         except CheckpointError:
             continue  # The worker says which checkpoints are damaged and falls back.
-        require_resumable(folder, manifest, model, optimizer)
+        require_resumable(folder, manifest, model=model, optimizer=optimizer, tokenizer=tokenizer)
         return

@@ -7,9 +7,10 @@ A crash before the rename leaves a .tmp folder, which the next save removes.
 """
 
 import logging
-import os
 import shutil
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,12 +22,13 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from llmtrain.checkpoint.manifest import (
     NAME,
     Manifest,
-    hash_file,
+    file_record,
     read_manifest,
     step_folders,
     verify,
 )
-from llmtrain.checkpoint.retention import expired
+from llmtrain.checkpoint.retention import best_of, expired
+from llmtrain.durable import replace_text, sync_folder
 from llmtrain.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -37,20 +39,25 @@ T = TypeVar("T")
 class CheckpointManager:
     """The checkpoints of one run directory."""
 
-    def __init__(self, folder: Path, *, keep_last: int = 2) -> None:
+    def __init__(
+        self, folder: Path, *, keep_last: int = 2, warn: Callable[[str], None] = log.warning
+    ) -> None:
         """Set up the manager; touches nothing yet.
 
         Args:
             folder: RUN_DIR/checkpoints.
             keep_last: Newest checkpoints that are kept, besides the best.
+            warn: Told of every damaged checkpoint that is passed over.
         """
+        self._warn = warn
         self._folder = folder
         self._keep_last = keep_last
 
     def save(self, tensors: dict[str, torch.Tensor], manifest: Manifest) -> Path:
         """Save a checkpoint of `manifest.step` and delete those that have expired.
 
-        Collective over the world. A step that is saved already is left as it is.
+        Collective over the world. A whole checkpoint of this step keeps its tensors, which are the
+        same, and gets the new manifest: an evaluation may have come since. A damaged one goes.
 
         Returns:
             The checkpoint's folder.
@@ -58,22 +65,23 @@ class CheckpointManager:
         final = self._folder / f"step_{manifest.step:08d}"
         staging = final.with_name(final.name + ".tmp")
         rank = dist.get_rank()
-        if _from_main(final.is_dir()):
+        if _from_main(rank == 0 and _renewed(final, manifest)):
             return final
         if rank == 0:
             self._remove_leftovers()
+            shutil.rmtree(final, ignore_errors=True)
             staging.mkdir(parents=True)
         dist.barrier()
         _save_shards(staging, tensors)
-        mine = {p.name: hash_file(p) for p in staging.glob(f"shard-{rank + 1:05d}-*")}
+        mine = {p.name: file_record(p) for p in staging.glob(f"shard-{rank + 1:05d}-*")}
         everyones: list[dict[str, dict[str, object]]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyones, mine)
         if rank == 0:
             for files in everyones:
                 manifest.files.update(files)
-            _write_durably(staging / NAME, manifest.to_json())
+            replace_text(staging / NAME, manifest.to_json())
             staging.rename(final)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
             for folder in expired(self.finished(), keep_last=self._keep_last):
                 shutil.rmtree(folder)
         dist.barrier()
@@ -86,7 +94,7 @@ class CheckpointManager:
             try:
                 found.append((folder, read_manifest(folder)))
             except CheckpointError as error:
-                log.warning("Skipping a damaged checkpoint: %s", error)
+                self._warn(f"passing over a damaged checkpoint: {error}")
         return found
 
     def newest_valid(self) -> tuple[Path, Manifest] | None:
@@ -102,7 +110,7 @@ class CheckpointManager:
             try:
                 return folder, verify(folder)
             except CheckpointError as error:
-                log.warning("Falling back to an older checkpoint: %s", error)
+                self._warn(f"falling back to an older checkpoint: {error}")
         if folders:
             raise CheckpointError(
                 f"none of the {len(folders)} checkpoints in {self._folder} is whole; to start "
@@ -146,7 +154,7 @@ class CheckpointManager:
             assert newest is not None
             return newest
         if which == "best":
-            folder, _ = min(known, key=lambda item: (_val_loss(item[1]), -item[1].step))
+            folder, _ = best_of(known) or known[-1]
             return folder, verify(folder)
         for folder, manifest in known:
             if manifest.step == int(which):
@@ -192,12 +200,19 @@ def load_tensors(folder: Path, tensors: dict[str, torch.Tensor], *, alone: bool 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
-    except (dcp.CheckpointException, RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{folder} does not fit this run: {error}") from error
+    except dcp.CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise CheckpointError(f"{folder} does not fit this run (rank {rank}: {cause}).") from error
 
 
-def _val_loss(manifest: Manifest) -> float:
-    return manifest.val_loss if manifest.val_loss is not None else float("inf")
+def _renewed(folder: Path, manifest: Manifest) -> bool:
+    """Give the checkpoint `folder` the new `manifest` if it is whole; return whether it is."""
+    try:
+        files = verify(folder).files
+    except CheckpointError:
+        return False
+    replace_text(folder / NAME, replace(manifest, files=files).to_json())
+    return True
 
 
 def _from_main(value: T) -> T:
@@ -205,20 +220,3 @@ def _from_main(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable: a rename is not until its folder is synced."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
+from llmtrain.durable import hash_file
 from llmtrain.errors import CheckpointError
 
 NAME = "manifest.json"
@@ -35,6 +34,8 @@ class Manifest:
     """The group `model`, with the vocabulary size it got."""
     optimizer: str
     """optimizer.name: whose state is saved."""
+    tokenizer: str
+    """tokenizer.name."""
     tokenizer_hash: str
     """Content hash of the tokenizer the model was trained with."""
     data: str
@@ -57,15 +58,9 @@ def step_folders(checkpoints: Path) -> list[Path]:
     return sorted(folders, key=lambda p: int(p.name.split("_")[1]))
 
 
-def hash_file(path: Path) -> dict[str, Any]:
-    """Return {"bytes", "xxh3"} of `path`, read in pieces."""
-    digest = xxhash.xxh3_128()
-    size = 0
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 22):
-            digest.update(piece)
-            size += len(piece)
-    return {"bytes": size, "xxh3": digest.hexdigest()}
+def file_record(path: Path) -> dict[str, Any]:
+    """Return {"bytes", "xxh3"} of `path`."""
+    return {"bytes": path.stat().st_size, "xxh3": hash_file(path)}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -103,13 +98,14 @@ def verify(folder: Path) -> Manifest:
             raise CheckpointError(f"{folder}: the manifest names a file outside it: {name}.")
         if not path.is_file():
             raise CheckpointError(f"{folder}: {name} is missing.")
-        found = hash_file(path)
+        found = file_record(path)
         if found != record:
             raise CheckpointError(
                 f"{folder}: {name} is damaged ({found['bytes']} bytes of {record['bytes']}, "
                 f"hash {found['xxh3'][:8]} instead of {str(record['xxh3'])[:8]})."
             )
-    extra = {p.name for p in folder.iterdir()} - set(manifest.files) - {NAME}
+    # Only shards: what a file system or a person leaves beside them is never read.
+    extra = {p.name for p in folder.glob("*.safetensors")} - set(manifest.files)
     if extra:
         raise CheckpointError(f"{folder}: {sorted(extra)[0]} is not in the manifest.")
     return manifest

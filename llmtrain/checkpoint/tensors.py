@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
-_MODEL, _OPTIMIZER = "model.", "optimizer."
+_MODEL, _OPTIMIZER, _SYNC = "model.", "optimizer.", "sync."
 
 
 def model_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -28,15 +28,18 @@ def model_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def training_tensors(
-    module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    sync: dict[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """Return weights and optimizer state. Collective over the world.
+    """Return weights, optimizer state and the sync mode's state. Collective over the world.
 
     An optimizer that has no state yet is given one (of zeros) first, so that there is something to
     load into. Hyperparameters are left out: the configuration has them.
     """
     state = get_optimizer_state_dict(module, tuple(optimizers), options=_FLAT)
     tensors = model_tensors(module)
+    tensors |= {_SYNC + name: value for name, value in sync.items()}
     for name, value in state.items():
         if isinstance(value, torch.Tensor):
             tensors[_OPTIMIZER + name] = value
@@ -54,3 +57,8 @@ def restore_optimizers(
         if _OPTIMIZER + name in tensors:
             state[name] = tensors[_OPTIMIZER + name]
     set_optimizer_state_dict(module, tuple(optimizers), state, options=_FLAT)
+
+
+def sync_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the sync mode's part of `training_tensors`, under its own names."""
+    return {n.removeprefix(_SYNC): v for n, v in tensors.items() if n.startswith(_SYNC)}

@@ -30,8 +30,10 @@ def run_task_command(options: Options) -> int:
         return EXIT_OK
     if isinstance(config, PrepareConfig):
         from llmtrain.data.locate import check_source
+        from llmtrain.tokenizer.pretrained import check_tokenizer
 
         check_source(config.data)
+        check_tokenizer(config.tokenizer)
     if isinstance(config, FromRunConfig):
         check_run(str(config.run))
     return run_task(options.command, as_plain(config))

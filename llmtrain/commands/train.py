@@ -8,6 +8,7 @@ from llmtrain.commands.compose import composer
 from llmtrain.commands.freeze import freeze, run_folder
 from llmtrain.commands.options import Options
 from llmtrain.commands.show import print_plan
+from llmtrain.config.extras import check_extras
 from llmtrain.config.paths import CHECKPOINTS
 from llmtrain.config.plan import Plan, make_plan
 from llmtrain.config.schema import RunConfig
@@ -56,10 +57,13 @@ def plan_run(run: RunConfig, world_size: int | None = None) -> Plan:
         UserError: when it cannot run here.
     """
     from llmtrain.data.locate import check_source
+    from llmtrain.tokenizer.pretrained import check_tokenizer
 
     gpus = 0 if run.train.device == "cpu" else gpu_count()
     plan = make_plan(run, gpus=gpus, world_size=world_size)
     check_source(run.data)
+    check_tokenizer(run.tokenizer)
+    check_extras(run.metrics)
     return plan
 
 
@@ -74,9 +78,15 @@ def start(
     run_dir = run_folder(run)
     with claimed(run_dir):
         # Before the folder's config is replaced: a refused start must leave the run as it was.
-        check_newest(run_dir / CHECKPOINTS, dataclasses.asdict(run.model), run.optimizer.name)
+        check_newest(
+            run_dir / CHECKPOINTS,
+            model=dataclasses.asdict(run.model),
+            optimizer=run.optimizer.name,
+            tokenizer=run.tokenizer.name,
+        )
         if freeze(run, plan, overrides, run_dir):
             show_note(f"resuming {run_dir}")
         if not under_torchrun:
             return launch(run_dir, plan.nproc_per_node, run.launcher)
-    return torchrun.become_worker(str(run_dir), run.launcher)
+        # Inside: the claim is passed on to the worker that this process becomes.
+        return torchrun.become_worker(str(run_dir), run.launcher)

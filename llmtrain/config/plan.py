@@ -51,6 +51,12 @@ class Plan:
         """Return the size of the mesh axis `name`."""
         return int(getattr(self, name))
 
+    @property
+    def total_steps(self) -> int:
+        """Steps in the run, once the data is known."""
+        assert self.steps is not None, "the plan has not been completed by with_data"
+        return self.steps
+
     def with_data(
         self, run: RunConfig, *, samples: int, vocab_size: int, n_parameters: int,
         flops_per_token: float,
@@ -63,9 +69,6 @@ class Plan:
             vocab_size: Rows of the embedding.
             n_parameters: Parameters of the model, tied ones once.
             flops_per_token: See the field.
-
-        Raises:
-            ConfigError: when an epoch holds less than one step.
         """
         steps = self.steps
         if steps is None:
@@ -95,6 +98,11 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
     axes, total = _axis_sizes(run, gpus=gpus, world_size=world_size)
     dp = axes["dp_replicate"] * axes["dp_shard"]
     batch = run.train.global_batch_size
+    require(
+        gpus == 0 or run.train.device == "cpu" or world_size is not None or total <= gpus,
+        f"launcher.nproc_per_node={total} processes need a GPU each, and this machine has {gpus}; "
+        f"try launcher.nproc_per_node={gpus} or train.device=cpu.",
+    )
     require(
         batch % dp == 0,
         f"train.global_batch_size={batch} cannot be divided over {dp} data-parallel processes; "

@@ -15,6 +15,7 @@ from llmtrain.config.groups.data import DataConfig
 from llmtrain.config.groups.tokenizer import PretrainedTokenizerConfig, TokenizerConfig
 from llmtrain.data.manifest import VERSION
 from llmtrain.data.source import hash_source
+from llmtrain.durable import sync_folder
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.pretrained import hash_pretrained
 
@@ -104,16 +105,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     scratch.mkdir()
     try:
         yield scratch
-        _sync_folder(scratch)
+        sync_folder(scratch)
         scratch.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,6 +1,6 @@
 """Batches: what every step trains on, read ahead by a thread. The one file here that knows torch.
 
-Row r of step s is position p = s * global_batch_size + r of the sampler's stream. Ranks and
+A step takes the next global_batch_size positions of the sampler's stream as its rows. Ranks and
 micro-batches only cut those rows, so a step sees the same samples however it is cut.
 """
 
@@ -34,8 +34,8 @@ class Batch:
     labels: Tensor
     """(B, T) int64, already shifted; -100 is not counted."""
     sample_ids: Tensor
-    """(B,) int64: the position of each row in the whole run (step * global_batch_size + row), in
-    validation the sample's number; a key for randomness that no layout changes."""
+    """(B,) int64: the position of each row in the stream of the whole run, in validation the
+    sample's number; a key for randomness that no layout changes."""
     counted_tokens: int
     """Labels that are counted in the loss. Counted on the CPU: no device is waited for."""
 
@@ -106,16 +106,20 @@ class Loader:
         self.sampler = Sampler(dataset.n_samples(seq_len, samples), seed)
         self._seq_len = seq_len
         self._samples = samples
-        self._global_batch_size = global_batch_size
+        self.global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._rows = range(dp_rank * rows, (dp_rank + 1) * rows)
         self._device = device
         self._prefetch: _Prefetch | None = None
 
-    def start(self, step: int) -> None:
-        """Start reading ahead from `step` on; what was read before is forgotten."""
+    def start(self, position: int) -> None:
+        """Start reading ahead from `position` on; what was read before is forgotten.
+
+        Args:
+            position: Samples that the run has seen so far, over all ranks.
+        """
         self.close()
-        self._prefetch = _Prefetch(self, step)
+        self._prefetch = _Prefetch(self, position)
 
     def next(self) -> list[Batch]:
         """Return the micro-batches of the next step, in order.
@@ -125,15 +129,14 @@ class Loader:
             Exception: what went wrong in the reading thread.
         """
         if self._prefetch is None:
-            raise RuntimeError("Loader.next() before Loader.start(step)")
+            raise RuntimeError("Loader.next() before Loader.start(position)")
         batches = self._prefetch.next()
         if self._device is None:
             return batches
         return [batch.to(self._device) for batch in batches]
 
-    def load(self, step: int) -> list[Batch]:
-        """Return the micro-batches of `step` on the CPU, read here and now."""
-        first = step * self._global_batch_size
+    def load(self, first: int) -> list[Batch]:
+        """Return the micro-batches of the step from position `first`, on the CPU, read now."""
         batches = []
         for start in range(self._rows.start, self._rows.stop, self._micro_batch_size):
             positions = first + np.arange(start, start + self._micro_batch_size, dtype=np.int64)
@@ -166,12 +169,12 @@ class Loader:
 class _Prefetch:
     """A thread that reads steps into a queue of `PREFETCH_STEPS`, until it is closed or fails."""
 
-    def __init__(self, loader: Loader, step: int) -> None:
+    def __init__(self, loader: Loader, position: int) -> None:
         self._queue: queue.Queue[list[Batch] | BaseException] = queue.Queue(PREFETCH_STEPS)
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(
-            target=self._run, args=(loader, step), name="llmtrain-loader", daemon=True
+            target=self._run, args=(loader, position), name="llmtrain-loader", daemon=True
         )
         self._thread.start()
 
@@ -187,16 +190,16 @@ class _Prefetch:
         self._stop.set()
         self._thread.join()
 
-    def _run(self, loader: Loader, step: int) -> None:
+    def _run(self, loader: Loader, position: int) -> None:
         while not self._stop.is_set():
             try:
-                item: list[Batch] | BaseException = loader.load(step)
+                item: list[Batch] | BaseException = loader.load(position)
             except BaseException as error:
                 item = error
             self._put(item)
             if isinstance(item, BaseException):
                 return
-            step += 1
+            position += loader.global_batch_size
 
     def _put(self, item: list[Batch] | BaseException) -> None:
         while not self._stop.is_set():

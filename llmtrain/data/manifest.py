@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import xxhash
 
+from llmtrain.durable import hash_file
 from llmtrain.errors import DataError
 
 FORMAT = "llmtrain-tokens"
@@ -177,15 +177,6 @@ def verify_files(folder: Path, manifest: Manifest, hashes: bool | None = None) -
                 f"{path} is corrupt: its content is not what was written (its xxh3-128 hash "
                 f"differs from the manifest's). {mend(folder)}"
             )
-
-
-def hash_file(path: Path) -> str:
-    """Return the xxh3-128 hash of a file, 32 hex digits."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as stream:
-        while chunk := stream.read(READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check_dtype(path: Path, manifest: Manifest) -> None:

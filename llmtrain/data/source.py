@@ -20,6 +20,7 @@ from llmtrain.config.groups.data import (
 from llmtrain.data.decode import decode_bytes
 from llmtrain.data.locate import find_files
 from llmtrain.data.row import text_at
+from llmtrain.durable import hash_file
 from llmtrain.errors import DataError, require_choice
 
 READ_BYTES = 1 << 22
@@ -155,12 +156,8 @@ def _strict(config: DataConfig) -> bool:
 def _hash_files(files: list[Path]) -> str:
     whole = xxhash.xxh3_128()
     for file in files:
-        digest = xxhash.xxh3_128()
         try:
-            with file.open("rb") as stream:
-                while chunk := stream.read(READ_BYTES):
-                    digest.update(chunk)
+            whole.update(bytes.fromhex(hash_file(file)))
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror}.") from error
-        whole.update(digest.digest())
     return whole.hexdigest()

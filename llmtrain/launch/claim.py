@@ -19,6 +19,9 @@ def claimed(run_dir: Path) -> Iterator[None]:
     """
     path = run_dir / LOGS / "launcher.pid"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    # Under torchrun this process becomes the worker by exec, and the claim must live on in it.
+    # Children that are started get it not: subprocess closes what it does not name.
+    os.set_inheritable(descriptor, True)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

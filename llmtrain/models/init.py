@@ -7,6 +7,7 @@ on the CPU, so that precision and device do not change the draw.
 
 import fnmatch
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from llmtrain.distributed.rng import derive_seed
 from llmtrain.models.layers import Dropout
 
 
-def matches(name: str, patterns: tuple[str, ...]) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
     """Return whether the parameter `name` matches one of the fnmatch `patterns`."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 

@@ -1,7 +1,6 @@
 """The decoder that both families are: embed, blocks, norm, head.
 
-A family is a table of choices (`gpt.py`, `llama.py`); the flow is written once here. Parts may be
-missing (None): a pipeline stage holds some of them, and the flow skips what it does not hold.
+A family is a table of choices (`gpt.py`, `llama.py`); the flow is written once here.
 """
 
 from collections.abc import Callable
@@ -50,12 +49,10 @@ class Transformer(nn.Module):
     """A decoder-only language model.
 
     What it declares, as plain strings that the floors above interpret:
-    PP_ORDER, the parts in the order activations pass them; NO_DECAY, HIDDEN and RESIDUAL, patterns
-    of parameter names (fnmatch): never decayed; hidden matrices (Muon's); projections into the
-    residual stream (scaled at the start).
+    NO_DECAY, HIDDEN and RESIDUAL are patterns of parameter names (fnmatch): never decayed; hidden
+    matrices (Muon's); projections into the residual stream (scaled at the start).
     """
 
-    PP_ORDER = ("embed", "positions", "embed_dropout", "blocks", "norm", "head")
     NO_DECAY = ("*norm*", "*.bias")
     HIDDEN = ("blocks.*.w?.weight",)
     RESIDUAL = ("blocks.*.attention.wo.weight", "blocks.*.ffn.w2.weight")

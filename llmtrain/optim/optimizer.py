@@ -7,7 +7,6 @@ loads on any other one.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 from llmtrain.config.groups.optimizer import OptimizerConfig
 from llmtrain.errors import require, require_choice
+from llmtrain.models.init import matches
 from llmtrain.optim.adafactor import Adafactor
 from llmtrain.optim.elementwise import ShardAdam, ShardAdamW, ShardSGD
 from llmtrain.optim.lion import Lion
@@ -91,11 +91,6 @@ def decay_groups(
         {"params": rest, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Return whether `name` matches one of the fnmatch `patterns`, case and all."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def clean_name(name: str) -> str:

@@ -76,14 +76,14 @@ def apply_parallel(
     for name, block in model.blocks.items():
         materialise(block, f"blocks.{name}.")
         if shards:
-            apply_fsdp(block, sharded, zero, precision)
+            apply_fsdp(block, sharded, zero)
     for name, part in model.named_children():
-        if part is not model.blocks:
+        # A tied head gets no weights of its own: `tie` gives it the embedding's.
+        if part is not model.blocks and not (part is model.head and model.tie_embeddings):
             materialise(part, f"{name}.")
-    # Memory was given part by part, which parts tied weights.
     model.tie()
     if shards:
-        apply_fsdp(model, sharded, zero, precision)
+        apply_fsdp(model, sharded, zero)
         return ParallelModel(model, model, fsdp_microbatch(model, zero), partial(reshard, model))
     if reduces_gradients and mesh.size("dp_replicate") > 1:
         forward, microbatch = apply_ddp(model, mesh)

@@ -15,12 +15,10 @@ loss so that this mean is the gradient of the global loss.
 import contextlib
 from collections.abc import Callable
 
-import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from llmtrain.distributed.mesh import Mesh
-from llmtrain.parallel.precision import Precision
 
 Microbatch = Callable[[bool], contextlib.AbstractContextManager[object]]
 """Called with "is this the step's last micro-batch?" around a forward and backward."""
@@ -53,24 +51,22 @@ def shard_mesh(mesh: Mesh) -> DeviceMesh:
     return mesh.device_mesh["dp_shard"]
 
 
-def apply_fsdp(module: nn.Module, mesh: DeviceMesh, zero: int, precision: Precision) -> None:
+def apply_fsdp(module: nn.Module, mesh: DeviceMesh, zero: int) -> None:
     """Shard the parameters of `module` that no module inside it has sharded, in place.
 
     Args:
         module: A block, or the model after its blocks.
         mesh: `shard_mesh`.
         zero: 1, 2 or 3.
-        precision: bf16 gathers weights in bf16 and reduces gradients in fp32.
+
+    Weights are gathered as they are, also for bf16: FSDP's own mixed precision casts the inputs of
+    every block too, the residual stream and the rotary tables among them, and so computes
+    something else than autocast does in one process.
     """
     # Imported here: FSDP costs a second of start-up that other strategies need not pay.
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
-    policy = MixedPrecisionPolicy()
-    if precision.compute_dtype != precision.parameter_dtype:
-        policy = MixedPrecisionPolicy(
-            param_dtype=precision.compute_dtype, reduce_dtype=torch.float32
-        )
-    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=zero == 3)
+    fully_shard(module, mesh=mesh, reshard_after_forward=zero == 3)
 
 
 def fsdp_microbatch(model: nn.Module, zero: int) -> Microbatch:
@@ -84,6 +80,8 @@ def fsdp_microbatch(model: nn.Module, zero: int) -> Microbatch:
             model.set_requires_gradient_sync(is_last)
         if zero in (1, 2):
             model.set_reshard_after_backward(is_last)
+        # Between replicas (HSDP) the sums of all micro-batches travel at once.
+        model.set_requires_all_reduce(is_last)
         model.set_is_last_backward(is_last)
         return contextlib.nullcontext()
 

@@ -5,8 +5,8 @@ to account for it.
 """
 
 import contextlib
-from typing import Any
 
+import torch
 from torch import nn
 
 from llmtrain.config.groups.sync import SyncConfig
@@ -59,9 +59,9 @@ class AllReduce:
         """The weights are the ones to evaluate."""
         return contextlib.nullcontext()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """There is no state."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """There is no state."""

@@ -7,7 +7,9 @@ Communication between replicas only, over the mesh axis dp_replicate, on local s
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class SyncStrategy(Protocol):
     def eval_context(self) -> contextlib.AbstractContextManager[object]:
         """Return a context in which the model holds the weights to evaluate and to save."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """Return what a resumed run needs, tensors by name."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take back what `state_dict` gave."""

@@ -3,7 +3,6 @@
 import json
 import logging
 import shlex
-import shutil
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.data.prepare import prepare
 from llmtrain.distributed.env import RankInfo, init_process_group, rank_info, share_text
+from llmtrain.durable import replace_text
 from llmtrain.errors import EXIT_OK, ConfigError, UserError
 from llmtrain.tasks.generate import generate_texts
 from llmtrain.tasks.inference import load_trained
@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 
 class RefusedElsewhereError(UserError):
     """Rank 0 has refused and told the user; this rank only ends."""
+
+
+class MainFailedError(Exception):
+    """Rank 0 has failed and says why itself; this rank only ends."""
 
 
 def load_plan(run_dir: Path) -> Plan:
@@ -75,12 +79,13 @@ def run_train(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) ->
     run = load_run_config(run_dir / paths.CONFIG)
     plan = load_plan(run_dir)
     prepared = prepare_once(run, info, store, console)
-    if info.is_main:
-        # A run keeps its tokenizer: it can be read when the prepared data is long gone.
-        shutil.copyfile(prepared / paths.TOKENIZER, run_dir / paths.TOKENIZER)
     parts = build_parts(run, plan, run_dir, prepared, info, console)
+    if info.is_main:
+        # A run keeps its tokenizer: it can be read when the prepared data is long gone. Not before
+        # the checkpoint was accepted: a refused start leaves the run as it was.
+        replace_text(run_dir / paths.TOKENIZER, (prepared / paths.TOKENIZER).read_text())
     start = parts.state.step
-    if start and start >= (parts.plan.steps or 0) and info.is_main:
+    if start >= parts.plan.total_steps and info.is_main:
         console.print(f"already trained to step {start}: nothing left to do")
     stop.defer()
     try:
@@ -105,13 +110,16 @@ def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console)
         try:
             folder = prepare(run.data, run.tokenizer, console=console)
         except BaseException as error:
-            share_text(store, "prepared", json.dumps({"error": str(error)}))
+            kind = "refused" if isinstance(error, UserError) else "failed"
+            share_text(store, "prepared", json.dumps({kind: str(error)}))
             raise
         share_text(store, "prepared", json.dumps({"folder": str(folder)}))
         return folder
     answer = json.loads(share_text(store, "prepared", None))
-    if "error" in answer:
-        raise RefusedElsewhereError(answer["error"])
+    if "refused" in answer:
+        raise RefusedElsewhereError(answer["refused"])
+    if "failed" in answer:
+        raise MainFailedError(f"rank 0 could not prepare the data: {answer['failed']}")
     return Path(answer["folder"])
 
 
@@ -171,7 +179,8 @@ def _show_sample(parts: Parts, run_dir: Path, console: Console) -> None:
         )
         trained = load_trained(run_dir, "latest", parts.info.device)
         text = config.prompt + generate_texts(trained, config)[0]
-    except UserError as error:
+    except Exception as error:
+        log.exception("no sample")
         console.print(f"no sample: {error}", markup=False)
         return
     console.rule("sample", align="left")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import xxhash
 
-from llmtrain.config.groups.tokenizer import PretrainedTokenizerConfig
+from llmtrain.config.groups.tokenizer import PretrainedTokenizerConfig, TokenizerConfig
 from llmtrain.errors import ConfigError, DataError, did_you_mean
 from llmtrain.tokenizer.base import Tokenizer
 
@@ -43,6 +43,17 @@ def find_pretrained(path: str | None) -> list[Path]:
         f"tokenizer.path={path} holds no tokenizer.json, and no {' or '.join(VOCAB_NAMES)} "
         f"together with {' or '.join(MERGES_NAMES)}."
     )
+
+
+def check_tokenizer(config: TokenizerConfig) -> None:
+    """Refuse a tokenizer whose files are not there. Cheap: looks at folders only.
+
+    Raises:
+        ConfigError: no path is given.
+        DataError: the files are not there.
+    """
+    if isinstance(config, PretrainedTokenizerConfig):
+        find_pretrained(config.path)
 
 
 def hash_pretrained(path: str | None) -> str:

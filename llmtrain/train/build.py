@@ -12,7 +12,7 @@ from llmtrain import __version__
 from llmtrain.checkpoint.compatible import require_resumable
 from llmtrain.checkpoint.manager import CheckpointManager, load_tensors
 from llmtrain.checkpoint.manifest import Manifest, read_manifest
-from llmtrain.checkpoint.tensors import restore_optimizers, training_tensors
+from llmtrain.checkpoint.tensors import restore_optimizers, sync_tensors, training_tensors
 from llmtrain.config import paths
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
@@ -62,12 +62,11 @@ def build_parts(
     mesh = build_mesh(plan, info.device.type)
     shapes = build_model(run.model, vocab_size)
     plan = _complete_plan(plan, run, shapes, train_set)
-    assert plan.steps is not None
-    schedule = make_schedule(run.scheduler, plan.steps)
+    schedule = make_schedule(run.scheduler, plan.total_steps)
     if info.is_main:
         plan.save(run_dir / paths.PLAN)
-        text = f"{run.data.name}, {train_set.n_tokens:,} + {val_set.n_tokens:,} tokens, {prepared}"
-        show_plan(console, run, plan, text, str(run_dir))
+        tokens = f"{train_set.n_tokens:,} + {val_set.n_tokens:,} tokens"
+        show_plan(console, run, plan, f"{run.data.name}, {tokens}, {prepared}", str(run_dir))
     every_gradient = reduces_gradients(run.sync)
     model = apply_parallel(shapes, run, mesh, info.device, reduces_gradients=every_gradient)
     parts = Parts(
@@ -91,7 +90,9 @@ def build_parts(
         loader=_loader(run, plan, mesh, train_set, info),
         validation=lambda: _validation(run, plan, mesh, val_set, info),
         checkpoints=CheckpointManager(
-            run_dir / paths.CHECKPOINTS, keep_last=run.checkpoint.keep_last
+            run_dir / paths.CHECKPOINTS,
+            keep_last=run.checkpoint.keep_last,
+            warn=partial(_warn, console),
         ),
         manifest=partial(_manifest, run, train_set.tokenizer().hash(), prepared.name),
     )
@@ -99,6 +100,12 @@ def build_parts(
     if info.is_main:
         _add_audience(parts, run_dir, console)
     return parts
+
+
+def _warn(console: Console, message: str) -> None:
+    """Tell the log and the person."""
+    log.warning(message)
+    console.print(f"warning: {message}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _step(
@@ -132,6 +139,7 @@ def _manifest(
         val_loss=val_loss,
         model=dataclasses.asdict(run.model),
         optimizer=run.optimizer.name,
+        tokenizer=run.tokenizer.name,
         tokenizer_hash=tokenizer_hash,
         data=data,
         llmtrain_version=__version__,
@@ -141,11 +149,17 @@ def _manifest(
 def _add_audience(parts: Parts, run_dir: Path, console: Console) -> None:
     """Give rank 0's parts those who are told how training goes."""
     run, start = parts.run, parts.state.step
-    parts.writers = build_writers(run.metrics, run_dir, dataclasses.asdict(run), after_step=start)
+    parts.writers = build_writers(
+        run.metrics,
+        run_dir,
+        dataclasses.asdict(run),
+        after_step=start,
+        evaluated_step=parts.state.evaluated_step,
+    )
     dtype = Precision(run.train.precision).compute_dtype
     parts.peak_flops = peak_flops(parts.info.device, dtype, run.metrics.peak_tflops)
     parts.progress = TrainProgress(
-        console, steps=parts.plan.steps or 0, start=start, shown=run.metrics.progress
+        console, steps=parts.plan.total_steps, start=start, shown=run.metrics.progress
     )
 
 
@@ -176,15 +190,18 @@ def restore(parts: Parts, console: Console) -> None:
     if folder is None:
         return
     own, manifest = parts.manifest(parts.state, None), read_manifest(folder)
-    require_resumable(folder, manifest, own.model, own.optimizer)
+    require_resumable(
+        folder, manifest, model=own.model, optimizer=own.optimizer, tokenizer=own.tokenizer
+    )
     if manifest.tokenizer_hash != own.tokenizer_hash:
         raise CheckpointError(
             f"{folder} was trained with another tokenizer than this run's data has; use the same "
             "data and tokenizer, or name another run_dir."
         )
-    tensors = training_tensors(parts.model.module, parts.optimizers)
+    tensors = training_tensors(parts.model.module, parts.optimizers, parts.sync.state_dict())
     load_tensors(folder, tensors)
     restore_optimizers(parts.model.module, parts.optimizers, tensors)
+    parts.sync.load_state_dict(sync_tensors(tensors))
     parts.state = TrainState.from_dict(manifest.train_state)
     if parts.info.is_main:
         console.print(f"resumed from {folder}", highlight=False, markup=False, soft_wrap=True)

@@ -3,8 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-IGNORED = -100
-"""The label of a position that is not counted: padding, or a prompt."""
+from llmtrain.data.dataset import IGNORED
 
 
 def token_loss_sum(

@@ -1,13 +1,12 @@
 """Who is told how training goes: metrics.jsonl always, TensorBoard and W&B on request."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmtrain.config import paths
+from llmtrain.config.extras import check_extras
 from llmtrain.config.groups.metrics import MetricsConfig
-from llmtrain.errors import ConfigError
 
 
 class MetricsWriter(Protocol):
@@ -23,10 +22,21 @@ class MetricsWriter(Protocol):
 class JsonlWriter:
     """metrics.jsonl: one object a line, flushed at once so that a crash loses none."""
 
-    def __init__(self, path: Path, *, after_step: int) -> None:
-        """Open `path`, dropping lines past `after_step`: a resumed run writes those again."""
+    def __init__(self, path: Path, *, after_step: int, evaluated_step: int) -> None:
+        """Open `path`, dropping what a resumed run writes again.
+
+        Args:
+            path: metrics.jsonl.
+            after_step: Lines of training past this step go.
+            evaluated_step: Lines of evaluations past this step go.
+        """
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= after_step]
+            last = {True: evaluated_step, False: after_step}
+            kept = [
+                line
+                for line in path.read_text().splitlines()
+                if _step(line) <= last['"val_loss"' in line]
+            ]
             staging = path.with_suffix(".tmp")
             staging.write_text("".join(line + "\n" for line in kept))
             staging.replace(path)
@@ -54,18 +64,9 @@ class TensorBoardWriter:
     """Scalars under RUN_DIR/tensorboard."""
 
     def __init__(self, folder: Path, *, after_step: int) -> None:
-        """Open the event file.
+        """Open the event file."""
+        from torch.utils.tensorboard import SummaryWriter
 
-        Raises:
-            ConfigError: when TensorBoard is not installed.
-        """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                "metrics.tensorboard=true needs the package tensorboard: "
-                "pip install 'llmtrain[tensorboard]', or set metrics.tensorboard=false."
-            ) from None
         self._writer = SummaryWriter(str(folder), purge_step=after_step + 1)
 
     def write(self, line: dict[str, Any]) -> None:
@@ -83,22 +84,9 @@ class WandbWriter:
     """Weights & Biases. The key is read from WANDB_API_KEY by the library and written nowhere."""
 
     def __init__(self, run_dir: Path, project: str, config: dict[str, Any]) -> None:
-        """Start or go on with the run.
+        """Start or go on with the run."""
+        import wandb
 
-        Raises:
-            ConfigError: when wandb is not installed or there is no key.
-        """
-        try:
-            import wandb
-        except ImportError:
-            raise ConfigError(
-                "metrics.wandb=true needs the package wandb: pip install 'llmtrain[wandb]', or set "
-                "metrics.wandb=false."
-            ) from None
-        if os.environ.get("WANDB_MODE") != "offline" and not os.environ.get("WANDB_API_KEY"):
-            raise ConfigError(
-                "metrics.wandb=true needs WANDB_API_KEY in the environment, or WANDB_MODE=offline."
-            )
         self._run = wandb.init(
             project=project, dir=str(run_dir), config=config, name=run_dir.name,
             id=run_dir.name, resume="allow",
@@ -114,7 +102,12 @@ class WandbWriter:
 
 
 def build_writers(
-    config: MetricsConfig, run_dir: Path, run_values: dict[str, Any], *, after_step: int
+    config: MetricsConfig,
+    run_dir: Path,
+    run_values: dict[str, Any],
+    *,
+    after_step: int,
+    evaluated_step: int,
 ) -> list[MetricsWriter]:
     """Return the writers of rank 0.
 
@@ -123,11 +116,16 @@ def build_writers(
         run_dir: The run directory.
         run_values: The whole configuration, for W&B.
         after_step: Where training goes on from; later lines of an earlier attempt are dropped.
+        evaluated_step: Step of the last evaluation that the run remembers.
 
     Raises:
         ConfigError: when an extra that is asked for is not installed.
     """
-    writers: list[MetricsWriter] = [JsonlWriter(run_dir / paths.METRICS, after_step=after_step)]
+    check_extras(config)
+    lines = JsonlWriter(
+        run_dir / paths.METRICS, after_step=after_step, evaluated_step=evaluated_step
+    )
+    writers: list[MetricsWriter] = [lines]
     if config.tensorboard:
         writers.append(TensorBoardWriter(run_dir / paths.TENSORBOARD, after_step=after_step))
     if config.wandb:

@@ -35,11 +35,20 @@ def peak_flops(device: torch.device, dtype: torch.dtype, given_tflops: float | N
     return measure_matmul_flops(dtype)
 
 
-def measure_matmul_flops(dtype: torch.dtype, size: int = 1024, rounds: int = 5) -> float:
-    """Return the best rate of a square matrix product on this CPU, with this process's threads."""
+def measure_matmul_flops(dtype: torch.dtype, size: int = 1024, at_least_s: float = 0.3) -> float:
+    """Return the best rate, in FLOP/s, of a square matrix product on this CPU.
+
+    With this process's threads. The best of many: a busy machine lowers every other estimate, and
+    a peak that is too low makes the utilisation too high.
+
+    Args:
+        dtype: Of the factors.
+        size: Rows and columns.
+        at_least_s: How long to try.
+    """
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    best = float("inf")
-    for _ in range(rounds):
+    best, started = float("inf"), time.perf_counter()
+    while time.perf_counter() - started < at_least_s:
         t0 = time.perf_counter()
         torch.mm(a, b)
         best = min(best, time.perf_counter() - t0)

@@ -14,6 +14,9 @@ class TrainState:
     """Optimizer steps done."""
     tokens: int = 0
     """Counted tokens seen, over all processes."""
+    samples: int = 0
+    """Sequences seen, over all processes: where the stream of samples goes on, whatever the batch
+    size was and will be."""
     best_val_loss: float = math.inf
     evals_without_best: int = 0
     """Evaluations in a row without a new best."""

@@ -22,7 +22,7 @@ class StepResult:
     """What a forward and backward over the global batch gave."""
 
     loss_sum: torch.Tensor
-    """This rank's part of the loss, summed over its counted tokens, unsmoothed scale; a scalar."""
+    """This rank's part of the loss, summed over its counted tokens, smoothed if asked; a scalar."""
     tokens: int
     """Counted tokens of the global batch."""
     stop: bool

@@ -93,15 +93,14 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Train. Collective over the world."""
-        p, state, steps = self._p, self._state, self._p.plan.steps
-        assert steps is not None
+        p, state, steps = self._p, self._state, self._p.plan.total_steps
         status = "completed"
-        p.loader.start(state.step)
+        p.loader.start(state.samples)
         try:
             if self._evaluation_is_due():
                 self._evaluate_and_keep_best()
             interval = Interval(time.perf_counter())
-            while state.step < steps:
+            while state.step < steps and not self._out_of_patience():
                 result, norm, report = self.one_step(interval)
                 if state.step % p.run.train.log_every_steps == 0 or state.step == steps:
                     interval = self._log(result, norm, report, interval)
@@ -115,14 +114,12 @@ class Trainer:
                 every = p.run.checkpoint.every_steps
                 if every is not None and state.step % every == 0:
                     self._save()
-                patience = p.run.train.early_stop_evals
-                if patience is not None and state.evals_without_best >= patience:
-                    p.progress.say(f"stopped early: no better in {patience} evaluations")
-                    break
                 # Evaluating and saving is not training: it does not count as step time.
                 interval.started += time.perf_counter() - saved_s
             p.sync.finish()
             if status == "completed":
+                if state.step < steps:
+                    p.progress.say(f"stopped early: no better in {state.evals_without_best} evals")
                 self._save()
         finally:
             p.loader.close()
@@ -143,6 +140,7 @@ class Trainer:
         p.sync.reduce_grads(state.step)
         t4 = time.perf_counter()
         norm = clip_grads(self._parameters, p.run.train.max_grad_norm)
+        self._require_finite(norm)
         for optimizer in p.optimizers:
             optimizer.step()
         t5 = time.perf_counter()
@@ -152,12 +150,24 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.tokens += result.tokens
+        state.samples += p.plan.global_batch_size
         interval.steps += 1
         interval.tokens += result.tokens
         interval.data_s += t1 - t0
         interval.sync_s += (t2 - t1) + (t4 - t3) + (t6 - t5)
         p.progress.step(state.step)
         return result, norm, report
+
+    def _require_finite(self, norm: torch.Tensor) -> None:
+        """Stop before a gradient that is not finite reaches the weights, equally on all ranks."""
+        if math.isfinite(float(norm)):
+            return
+        step = self._state.step
+        raise FloatingPointError(
+            f"the gradient norm of step {step + 1} is {float(norm)}: nothing of it has reached the "
+            "weights or a checkpoint. Lower optimizer.lr, raise scheduler.warmup_steps or lower "
+            "train.max_grad_norm; the same run_dir goes on from its newest checkpoint."
+        )
 
     def _log(
         self, result: StepResult, norm: torch.Tensor, report: SyncReport, interval: Interval
@@ -189,13 +199,11 @@ class Trainer:
         self._train_loss = loss
         self._write(line)
         p.progress.numbers(line)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of step {state.step} is {loss}; the newest checkpoint is older than "
-                "this. Lower optimizer.lr, raise scheduler.warmup_steps or lower "
-                "train.max_grad_norm, then start with the same run_dir."
-            )
         return Interval(now)
+
+    def _out_of_patience(self) -> bool:
+        patience = self._p.run.train.early_stop_evals
+        return patience is not None and self._state.evals_without_best >= patience
 
     def _evaluation_is_due(self) -> bool:
         """Whether these weights are to be evaluated and have not been yet."""
@@ -239,7 +247,7 @@ class Trainer:
         """Save a checkpoint. Collective over the world."""
         p, state = self._p, self._state
         val_loss = self._val_loss if state.evaluated_step == state.step else None
-        tensors = training_tensors(p.model.module, p.optimizers)
+        tensors = training_tensors(p.model.module, p.optimizers, p.sync.state_dict())
         folder = p.checkpoints.save(tensors, p.manifest(state, val_loss))
         log.info("checkpoint %s", folder)
 

@@ -60,6 +60,11 @@ CASES: dict[str, Case] = {
     ),
     "unknown key": (lambda d: ["model.dimm=3"], ["model.dimm", "Did you mean 'model.dim'"], False),
     "wrong type": (lambda d: ["model.dim=wide"], ["model.dim=wide", "whole number"], False),
+    "endless": (
+        lambda d: [*SYNTHETIC, "train.steps=null", "train.tokens=inf"], ["train.tokens=inf"], False,
+    ),
+    "no such extra": (lambda d: [*SYNTHETIC, "metrics.wandb=true"], ["llmtrain[wandb]"], False),
+    "no tokenizer": (lambda d: [*SYNTHETIC, "tokenizer=gpt2"], ["tokenizer.path"], False),
     "two lengths": (lambda d: ["train.tokens=1e6"], ["train.steps", "train.tokens", "null"], False),
     "no such GPU": (lambda d: [*SYNTHETIC, "train.device=cuda"], ["train.device=cpu"], True),
 }  # fmt: skip
@@ -126,11 +131,13 @@ def test_a_checkpoint_of_another_model_leaves_the_run_as_it_was(tmp_path: Path) 
     words = [*TINY, *SYNTHETIC, "train.steps=5", f"run_dir={run_dir}"]
     assert llmtrain("train", *words, cwd=tmp_path).returncode == 0
     before = _files(run_dir)
-    done = llmtrain("train", *words, "model.n_heads=2", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "model.n_heads=4" in done.stderr
-    assert "run_dir=DIR" in done.stderr
-    assert _files(run_dir) == before
+    for override, saved in (("model.n_heads=2", "model.n_heads=4"), ("tokenizer=char", "byte")):
+        done = llmtrain("train", *words, override, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert saved in done.stderr
+        assert "run_dir=DIR" in done.stderr
+        assert _files(run_dir) == before
+    assert llmtrain("generate", f"run={run_dir}", "max_new_tokens=3", cwd=tmp_path).returncode == 0
 
 
 def _files(run_dir: Path) -> dict[Path, bytes]:

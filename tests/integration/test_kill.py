@@ -66,8 +66,11 @@ def final_weights(run_dir: Path) -> dict[str, object]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds workers through /proc")
-@pytest.mark.parametrize("victim", ["worker", "launcher"])
-@pytest.mark.parametrize("extra", [(), ("strategy=data", "strategy.zero=3")], ids=["one", "two"])
+@pytest.mark.parametrize(
+    ("victim", "extra"),
+    [("launcher", ()), ("worker", ("strategy=data", "strategy.zero=3"))],
+    ids=["launcher of one process", "one of two workers"],
+)
 def test_kill_minus_nine_loses_nothing(victim: str, extra: tuple[str, ...], tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     finish(straight, *extra)

@@ -278,17 +278,27 @@ def test_ctrl_c_while_workers_are_still_importing(stage: Stage, words: tuple[str
     assert stage.processes() == []
 
 
-@pytest.mark.parametrize("words", [(), TWO], ids=["one", "two"])
-def test_ctrl_c_leaves_a_checkpoint_that_is_resumed(stage: Stage, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("words", "sent", "code", "status"),
+    [
+        ((), signal.SIGINT, 130, "stopped"),
+        (TWO, signal.SIGINT, 130, "stopped"),
+        (TWO, signal.SIGTERM, 143, "preempted"),
+    ],
+    ids=["Ctrl-C, one", "Ctrl-C, two", "SIGTERM, two"],
+)
+def test_a_signal_leaves_a_checkpoint_that_is_resumed(
+    stage: Stage, words: tuple[str, ...], sent: signal.Signals, code: int, status: str
+) -> None:
     long = ("train.steps=1000000", "checkpoint.every_steps=null", "train.log_every_steps=1")
     process = stage.start("", *words, *long)
     stage.wait_for("metrics.jsonl")
     assert eventually(lambda: "loss" in (stage.run_dir / "metrics.jsonl").read_text())
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and "Traceback" not in err
+    assert process.returncode == code and "Traceback" not in err
     stopped = stage.result()
-    assert stopped["status"] == "stopped" and stopped["step"] > 0
+    assert stopped["status"] == status and stopped["step"] > 0
     assert list((stage.run_dir / "checkpoints").glob("step_*"))
     assert stage.processes() == []
     again = stage.start("", *words, f"train.steps={stopped['step'] + 2}")
@@ -296,6 +306,29 @@ def test_ctrl_c_leaves_a_checkpoint_that_is_resumed(stage: Stage, words: tuple[s
     assert again.returncode == 0, err
     assert stage.result()["step"] == stopped["step"] + 2
     assert (stage.run_dir / "config.1.yaml").is_file()
+
+
+def test_a_real_rank_that_dies_is_told_with_its_log(stage: Stage) -> None:
+    process = stage.start("", *TWO, "train.steps=1000000", "train.log_every_steps=1")
+    stage.wait_for("metrics.jsonl")
+    assert eventually(lambda: "loss" in (stage.run_dir / "metrics.jsonl").read_text())
+    os.kill(rank_processes(stage)["1"], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "rank 1 failed" in err and "SIGKILL" in err and "rank_1.log" in err
+    assert "Traceback" not in err and err.count("╭") == 1
+    assert stage.result()["status"] == "failed"
+    assert stage.processes() == []
+
+
+def rank_processes(stage: Stage) -> dict[str, int]:
+    """Return RANK -> process id of the run's workers."""
+    found = {}
+    for pid in stage.processes():
+        if b"llmtrain.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            found |= {p[5:].decode(): pid for p in pairs if p.startswith(b"RANK=")}
+    return found
 
 
 def test_under_an_existing_torchrun(stage: Stage) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmtrain.checkpoint.manifest import step_folders, verify
 from llmtrain.config import paths
 from llmtrain.errors import CheckpointError
 from tests.support.distributed import RankPool
@@ -36,6 +37,17 @@ def _evaluations(run_dir: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
 
 
+def _kept(run_dir: Path) -> dict[int, float | None]:
+    """Return step -> validation loss of every checkpoint that is whole."""
+    manifests = [verify(folder) for folder in step_folders(run_dir / paths.CHECKPOINTS)]
+    return {manifest.step: manifest.val_loss for manifest in manifests}
+
+
+def _best(run_dir: Path) -> tuple[float, int]:
+    """Return the lowest validation loss that a checkpoint has, and its step."""
+    return min((loss, step) for step, loss in _kept(run_dir).items() if loss is not None)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_stopped_and_resumed_is_bitwise_the_same(
@@ -53,6 +65,7 @@ def test_stopped_and_resumed_is_bitwise_the_same(
     weights = train_frozen(cut)
     assert _lines(cut) == _lines(straight)
     assert _evaluations(cut) == _evaluations(straight)
+    assert _best(cut) == _best(straight)
     for name, value in expected.items():
         assert torch.equal(weights[name], value), name
 
@@ -126,7 +139,7 @@ def _damage(folder: Path, how: str) -> None:
         manifest = folder / "manifest.json"
         manifest.write_text(manifest.read_text()[:100])
     elif how == "stranger":
-        (folder / "extra.bin").write_bytes(b"x")
+        (folder / "shard-00002-of-another.safetensors").write_bytes(b"x")
 
 
 DAMAGES = ("truncated", "flipped", "deleted", "empty", "no manifest", "torn manifest", "stranger")
@@ -140,8 +153,9 @@ def test_a_damaged_checkpoint_is_never_loaded(
     _damage(trained / "checkpoints/step_00000008", how)
     train_frozen(trained)
     assert "step_00000008" in caplog.text
-    assert "Falling back" in caplog.text
+    assert "falling back" in caplog.text
     assert _lines(trained) == expected
+    assert set(_kept(trained)) == {4, 8}, "the damaged one is replaced by a whole one"
 
 
 def test_when_no_checkpoint_is_whole_training_does_not_start_over(trained: Path) -> None:
@@ -183,6 +197,37 @@ def test_a_checkpoint_of_something_else_is_refused(
     else:
         with pytest.raises(CheckpointError, match=message):
             train_frozen(trained)
+
+
+def test_the_best_survives_a_stop_at_its_evaluation(tmp_path: Path) -> None:
+    """Stopped after the best step and before its evaluation."""
+    overrides = (
+        "train.steps=12", "train.eval_every_steps=2", "checkpoint.keep_last=1", "optimizer=sgd",
+        "optimizer.lr=3.0", "train.max_grad_norm=0",
+    )  # fmt: skip
+    straight, cut = tiny_run(tmp_path / "a", *overrides), tiny_run(tmp_path / "b", *overrides)
+    train_frozen(straight)
+    _, best = _best(straight)
+    assert best < 12, "the case is void where the last step is the best"
+    train_frozen(cut, stop_after=best)
+    assert best not in dict(_evaluations(cut))
+    train_frozen(cut)
+    assert _kept(cut) == _kept(straight)
+
+
+def test_another_batch_size_goes_on_with_the_next_samples(tmp_path: Path) -> None:
+    """No sample is repeated or skipped when the batch size changes at a checkpoint."""
+    run_dir = tiny_run(tmp_path / "run", "train.steps=6")
+    train_frozen(run_dir)
+    tiny_run(run_dir, "train.steps=9", "train.global_batch_size=4")
+    train_frozen(run_dir)
+    manifest = verify(run_dir / "checkpoints" / "step_00000009")
+    assert manifest.train_state["samples"] == 6 * 8 + 3 * 4
+
+
+def test_a_strangers_file_beside_the_shards_does_no_harm(trained: Path) -> None:
+    (trained / "checkpoints/step_00000008/.DS_Store").write_bytes(b"x")
+    assert set(_kept(trained)) == {4, 8}
 
 
 def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:

@@ -177,3 +177,28 @@ def test_constraints_pin_every_dependency() -> None:
         name = re.match(r"[\w.-]+", requirement)
         assert name and name.group().lower().replace("_", "-") in pinned, requirement
     assert not [line for line in lines if "+" in line.partition("#")[0]], "no local labels"
+
+
+PACKAGES = {"hydra": "hydra-core", "yaml": "pyyaml"}
+"""Import name -> package, where they differ."""
+
+OPTIONAL = {"wandb", "tensorboard"}
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    """What happens to be installed beside us may not be there on a fresh machine."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^\w.-]", line)[0] for line in project["dependencies"]}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                top = name.partition(".")[0]
+                if top in sys.stdlib_module_names or top in OPTIONAL or top == "llmtrain":
+                    continue
+                assert PACKAGES.get(top, top) in declared, f"{relative(path)} imports {top}"
+    # torch writes our checkpoints with it, and does not depend on it.
+    assert "safetensors" in declared

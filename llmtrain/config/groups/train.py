@@ -1,5 +1,6 @@
 """The group `train`: how long, how much at a time, in which precision."""
 
+import math
 from dataclasses import dataclass
 
 from llmtrain.errors import require, require_choice
@@ -54,7 +55,11 @@ class TrainConfig:
             "log_every_steps", "eval_every_steps", "eval_tokens", "early_stop_evals",
         ):  # fmt: skip
             value = getattr(self, key)
-            require(value is None or value > 0, f"train.{key}={value} must be positive.")
+            require(
+                value is None or 0 < value < math.inf,
+                f"train.{key}={value} must be positive and finite.",
+            )
+        require(0 <= self.seed < 2**63, f"train.seed={self.seed} must be from 0 to 2^63 - 1.")
         require_choice("train.precision", self.precision, ("bf16", "fp32", "fp64"))
         require_choice("train.device", self.device, ("auto", "cpu", "cuda"))
         require(

@@ -50,11 +50,11 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_a_step_is_the_same_however_it_is_cut(folder: Path, size: int, micro: int) -> None:
     dataset = TokenDataset(folder, "train")
     for step in (0, 3, 1000):
-        whole = join(make_loader(dataset, micro=16).load(step))
-        ranks = [make_loader(dataset, rank, size, micro).load(step) for rank in range(size)]
+        first = step * GLOBAL_BATCH_SIZE
+        whole = join(make_loader(dataset, micro=16).load(first))
+        ranks = [make_loader(dataset, rank, size, micro).load(first) for rank in range(size)]
         assert {len(batches) for batches in ranks} == {GLOBAL_BATCH_SIZE // size // micro}
         assert equal(join([batch for batches in ranks for batch in batches]), whole)
-        first = step * GLOBAL_BATCH_SIZE
         assert whole["sample_ids"].tolist() == list(range(first, first + GLOBAL_BATCH_SIZE))
 
 
@@ -72,8 +72,9 @@ def test_rows_are_what_the_sampler_says(folder: Path) -> None:
 def test_an_epoch_has_every_sample_once(folder: Path) -> None:
     loader = make_loader(TokenDataset(folder, "train"))
     n = loader.sampler.n_samples
-    steps = -(-n // GLOBAL_BATCH_SIZE)
-    positions = torch.cat([b.sample_ids for s in range(steps) for b in loader.load(s)])[:n]
+    positions = torch.cat(
+        [b.sample_ids for s in range(0, n, GLOBAL_BATCH_SIZE) for b in loader.load(s)]
+    )[:n]
     assert sorted(loader.sampler.sample(positions.numpy()).tolist()) == list(range(n))
 
 
@@ -81,8 +82,9 @@ def test_prefetch_gives_the_steps_in_order_from_anywhere(folder: Path) -> None:
     with make_loader(TokenDataset(folder, "train")) as loader:
         for start in (0, 5, 2):
             loader.start(start)
-            for step in range(start, start + 8):
-                assert equal(join(loader.next()), join(loader.load(step)))
+            for step in range(8):
+                expected = loader.load(start + step * GLOBAL_BATCH_SIZE)
+                assert equal(join(loader.next()), join(expected))
 
 
 def test_closing_ends_the_thread(folder: Path) -> None:

@@ -1,0 +1,38 @@
+"""Files that survive a crash: hashed, synced, renamed into place."""
+
+import os
+from pathlib import Path
+
+import xxhash
+
+READ_BYTES = 1 << 22
+"""How much of a file is read at once."""
+
+
+def hash_file(path: Path) -> str:
+    """Return the xxh3-128 hash of a file, 32 hex digits, read in pieces."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while piece := stream.read(READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries durable: a rename is not until its folder is synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all, and durably."""
+    staging = path.with_name(path.name + ".tmp")
+    with staging.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    staging.replace(path)
+    sync_folder(path.parent)

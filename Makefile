@@ -22,11 +22,11 @@ $(STAMP): pyproject.toml constraints.txt
 train: setup  ## the main job: a character-level GPT on the shipped text; ARGS="key=value ..." changes it
 	$(BIN)/llmtrain train experiment=shakespeare_char_cpu $(ARGS)
 
-test: setup  ## every test; ARGS="-k name" selects
-	$(BIN)/python -m pytest $(ARGS)
+test: setup  ## every test but the long ones; ARGS="-k name" selects
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-chaos: setup  ## only the tests that kill, interrupt and corrupt
-	$(BIN)/python -m pytest -m chaos $(ARGS)
+test-chaos: setup  ## the long tests, and those that kill, interrupt and corrupt
+	$(BIN)/python -m pytest -m "slow or chaos" --timeout 1800 $(ARGS)
 
 check: setup  ## lint, format, types, floors
 	$(BIN)/ruff check .

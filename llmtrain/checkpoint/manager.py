@@ -40,7 +40,7 @@ class CheckpointManager:
     """The checkpoints of one run directory."""
 
     def __init__(
-        self, folder: Path, *, keep_last: int = 2, warn: Callable[[str], None] = log.warning
+        self, folder: Path, keep_last: int = 2, *, warn: Callable[[str], None] = log.warning
     ) -> None:
         """Set up the manager; touches nothing yet.
 

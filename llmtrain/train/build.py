@@ -90,9 +90,7 @@ def build_parts(
         loader=_loader(run, plan, mesh, train_set, info),
         validation=lambda: _validation(run, plan, mesh, val_set, info),
         checkpoints=CheckpointManager(
-            run_dir / paths.CHECKPOINTS,
-            keep_last=run.checkpoint.keep_last,
-            warn=partial(_warn, console),
+            run_dir / paths.CHECKPOINTS, run.checkpoint.keep_last, warn=partial(_warn, console)
         ),
         manifest=partial(_manifest, run, train_set.tokenizer().hash(), prepared.name),
     )

@@ -24,15 +24,6 @@ def make_gpt(config: GPTConfig, vocab_size: int) -> Transformer:
         for _ in range(config.n_layers)
     ]
     return Transformer(
-        vocab_size=vocab_size,
-        dim=config.dim,
-        seq_len=config.seq_len,
-        head_dim=config.dim // config.n_heads,
-        n_kv_heads=config.n_heads,
-        blocks=blocks,
-        norm=make_norm(),
-        dropout=config.dropout,
-        tie_embeddings=config.tie_embeddings,
-        learned_positions=True,
+        config, vocab_size, blocks=blocks, norm=make_norm(), n_kv_heads=config.n_heads,
         rope_theta=None,
-    )
+    )  # fmt: skip

@@ -33,15 +33,6 @@ def make_llama(config: LlamaConfig, vocab_size: int) -> Transformer:
         for _ in range(config.n_layers)
     ]
     return Transformer(
-        vocab_size=vocab_size,
-        dim=config.dim,
-        seq_len=config.seq_len,
-        head_dim=config.dim // config.n_heads,
-        n_kv_heads=n_kv_heads,
-        blocks=blocks,
-        norm=make_norm(),
-        dropout=config.dropout,
-        tie_embeddings=config.tie_embeddings,
-        learned_positions=False,
+        config, vocab_size, blocks=blocks, norm=make_norm(), n_kv_heads=n_kv_heads,
         rope_theta=config.rope_theta,
-    )
+    )  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from llmtrain.config.groups.model import ModelConfig
 from llmtrain.models.attention import CausalSelfAttention, LayerCache, rotary_table
 from llmtrain.models.layers import Dropout
 
@@ -59,32 +60,37 @@ class Transformer(nn.Module):
 
     def __init__(
         self,
-        *,
+        config: ModelConfig,
         vocab_size: int,
-        dim: int,
-        seq_len: int,
-        head_dim: int,
-        n_kv_heads: int,
+        *,
         blocks: list[Block],
         norm: nn.Module,
-        dropout: float,
-        tie_embeddings: bool,
-        learned_positions: bool,
+        n_kv_heads: int,
         rope_theta: float | None,
     ) -> None:
+        """Assemble the model.
+
+        Args:
+            config: The group `model`.
+            vocab_size: Rows of the embedding, V.
+            blocks: In order.
+            norm: Before the head.
+            n_kv_heads: Key and value heads of each block.
+            rope_theta: Base of the rotary wavelengths; None: positions are learned instead.
+        """
         super().__init__()
-        self.seq_len = seq_len
-        self.head_dim = head_dim
+        self.seq_len = config.seq_len
+        self.head_dim = config.dim // config.n_heads
         self.n_kv_heads = n_kv_heads
         self.rope_theta = rope_theta
-        self.tie_embeddings = tie_embeddings
-        self.embed = nn.Embedding(vocab_size, dim)
-        self.positions = nn.Embedding(seq_len, dim) if learned_positions else None
-        self.embed_dropout = Dropout(dropout)
+        self.tie_embeddings = config.tie_embeddings
+        self.embed = nn.Embedding(vocab_size, config.dim)
+        self.positions = nn.Embedding(config.seq_len, config.dim) if rope_theta is None else None
+        self.embed_dropout = Dropout(config.dropout)
         # Named by number and not by place, so that a pipeline stage keeps the names it holds.
         self.blocks = nn.ModuleDict({str(i): block for i, block in enumerate(blocks)})
         self.norm = norm
-        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.head = nn.Linear(config.dim, vocab_size, bias=False)
         self.tie()
 
     def tie(self) -> None:

@@ -8,13 +8,13 @@ large model, the step is then not the paper's, and not the same in fp32 and fp64
 algorithms 4 and 5, and adds its sums over the axes that cut each parameter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from llmtrain.optim.base import ShardOptimizer
 from llmtrain.optim.shards import (
     local_grad,
     sharded_axes,
@@ -31,7 +31,7 @@ EPS2 = 1e-3
 """Least root mean square of a parameter that its step size is scaled by (section 8, table 4)."""
 
 
-class Adafactor(Optimizer):
+class Adafactor(ShardOptimizer):
     """Adafactor without momentum, with relative step sizes (algorithms 4 and 5).
 
     rho_t = min(lr, 1 / sqrt(t));  alpha_t = max(1e-3, RMS(X_{t-1})) rho_t
@@ -60,31 +60,12 @@ class Adafactor(Optimizer):
         }
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Do one step on every parameter that has a gradient.
+    def _update(self, owners: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """Step `owners`.
 
-        Collective over the axes that cut the parameters: three all-reduces an axis and group of
-        parameters, of rows, columns and scalars only.
-
-        Returns:
-            What `closure` returns, None without one.
+        Collective over the axes that cut them: three all-reduces an axis, of rows, columns and
+        scalars only.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            by_kind: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_kind.setdefault((p.dtype, p.device), []).append(p)
-            for owners in by_kind.values():
-                self._step(owners, group)
-        return loss
-
-    def _step(self, owners: Sequence[Tensor], group: dict[str, Any]) -> None:
-        """Step parameters of one dtype and device."""
         lr = group["lr"]
         sizes = [max(1, p.numel()) for p in owners]
         everywhere = [sharded_axes(p) for p in owners]

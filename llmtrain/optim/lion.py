@@ -1,15 +1,16 @@
 """Lion: the sign of an interpolated momentum (Chen et al., arXiv:2302.06675, algorithm 2)."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch import Tensor
 
+from llmtrain.optim.base import ShardOptimizer
 from llmtrain.optim.shards import local_grad, to_local
 
 
-class Lion(Optimizer):
+class Lion(ShardOptimizer):
     """Lion with decoupled weight decay; elementwise, so it runs on local shards unchanged.
 
     c_t = beta1 m_{t-1} + (1 - beta1) g_t
@@ -28,31 +29,17 @@ class Lion(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Do one step on every parameter that has a gradient; no communication.
-
-        Returns:
-            What `closure` returns, None without one.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            owners = [p for p in group["params"] if p.grad is not None]
-            if not owners:
-                continue
-            for p in owners:
-                if "exp_avg" not in self.state[p]:
-                    self.state[p]["exp_avg"] = torch.zeros_like(p)
-            beta1, beta2 = group["betas"]
-            params = [to_local(p) for p in owners]
-            grads = [local_grad(p) for p in owners]
-            momenta = [to_local(self.state[p]["exp_avg"]) for p in owners]
-            signs = torch._foreach_lerp(momenta, grads, 1 - beta1)
-            torch._foreach_sign_(signs)
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, signs, alpha=-group["lr"])
-            torch._foreach_lerp_(momenta, grads, 1 - beta2)
-        return loss
+    def _update(self, owners: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """Step `owners`; no communication."""
+        for p in owners:
+            if "exp_avg" not in self.state[p]:
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+        beta1, beta2 = group["betas"]
+        params = [to_local(p) for p in owners]
+        grads = [local_grad(p) for p in owners]
+        momenta = [to_local(self.state[p]["exp_avg"]) for p in owners]
+        signs = torch._foreach_lerp(momenta, grads, 1 - beta1)
+        torch._foreach_sign_(signs)
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, signs, alpha=-group["lr"])
+        torch._foreach_lerp_(momenta, grads, 1 - beta2)

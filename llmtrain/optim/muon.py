@@ -8,13 +8,13 @@ whatever DTensor hands it: no fp64 parity, and a gather for every product. This 
 matrix once, iterates on plain tensors, and keeps its own shard of the result.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from llmtrain.optim.base import ShardOptimizer
 from llmtrain.optim.shards import cut, gather, local_grad, to_local
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -33,7 +33,7 @@ RMS_SCALE = 0.2
 """Root mean square of AdamW's updates (arXiv:2502.16982, section 2.2), which Muon's then match."""
 
 
-class Muon(Optimizer):
+class Muon(ShardOptimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for matrices only.
 
     B_t = momentum B_{t-1} + G_t
@@ -69,38 +69,25 @@ class Muon(Optimizer):
                 if p.ndim < 2:
                     raise ValueError(f"Muon takes matrices; got a parameter of {tuple(p.shape)}.")
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Do one step on every parameter that has a gradient.
+    def _update(self, owners: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """Step `owners`.
 
-        Collective over the axes that cut the parameters: one gather a matrix. Every rank then
-        iterates on the whole matrix and keeps its shard.
-
-        Returns:
-            What `closure` returns, None without one.
+        Collective over the axes that cut them: one gather a matrix. Every rank then iterates on
+        the whole matrix and keeps its shard.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            owners = [p for p in group["params"] if p.grad is not None]
-            if not owners:
-                continue
-            for p in owners:
-                if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            params = [to_local(p) for p in owners]
-            grads = [local_grad(p) for p in owners]
-            buffers = [to_local(self.state[p]["momentum_buffer"]) for p in owners]
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, grads)
-            ahead = torch._foreach_add(grads, buffers, alpha=group["momentum"])
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            for owner, param, direction in zip(owners, params, ahead, strict=True):
-                update = newton_schulz(gather(direction, owner), group["ns_steps"])
-                param.add_(cut(update, owner), alpha=-group["lr"] * update_scale(owner.shape))
-        return loss
+        for p in owners:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        params = [to_local(p) for p in owners]
+        grads = [local_grad(p) for p in owners]
+        buffers = [to_local(self.state[p]["momentum_buffer"]) for p in owners]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, grads)
+        ahead = torch._foreach_add(grads, buffers, alpha=group["momentum"])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        for owner, param, direction in zip(owners, params, ahead, strict=True):
+            update = newton_schulz(gather(direction, owner), group["ns_steps"])
+            param.add_(cut(update, owner), alpha=-group["lr"] * update_scale(owner.shape))
 
 
 def newton_schulz(matrix: Tensor, steps: int) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llmtrain.config.groups.strategy import StrategyConfig
 from llmtrain.config.schema import RunConfig
+from llmtrain.durable import replace_text
 from llmtrain.errors import ConfigError, require
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
@@ -80,8 +81,8 @@ class Plan:
         )  # fmt: skip
 
     def save(self, path: Path) -> None:
-        """Write the plan as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        """Write the plan as JSON, whole or not at all: other ranks may be reading it."""
+        replace_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Plan:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.config import paths
+from llmtrain.durable import replace_text
 
 
 @dataclass(kw_only=True)
@@ -24,10 +25,7 @@ class RunResult:
 
     def save(self, run_dir: Path) -> None:
         """Write result.json, whole or not at all."""
-        path = run_dir / paths.RESULT
-        staging = path.with_suffix(".tmp")
-        staging.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-        staging.replace(path)
+        replace_text(run_dir / paths.RESULT, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 def load_result(run_dir: Path) -> RunResult | None:

@@ -4,12 +4,25 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from tests.support.runs import SYNTHETIC, TINY, environment, tiny_run, train_frozen
+from llmtrain.config.groups.inference import GenerateConfig
+from llmtrain.tasks.generate import generate_texts
+from llmtrain.tasks.inference import load_trained
+from tests.support.runs import (
+    SYNTHETIC,
+    environment,
+    tiny_run,
+    train_frozen,
+    validation_losses,
+)
 
 pytestmark = pytest.mark.integration
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -35,43 +48,50 @@ def llmtrain(*words: str) -> str:
 
 
 def test_evaluate_gives_the_loss_that_training_logged(run_dir: Path) -> None:
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    logged = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
-    for step in (10, 30):
-        answer = json.loads(llmtrain("evaluate", f"run={run_dir}", f"step={step}", "--json"))
-        assert answer["loss"] == pytest.approx(logged[step], rel=1e-6)
-        assert answer["step"] == step
-    best = json.loads(llmtrain("evaluate", f"run={run_dir}", "--json"))
-    assert best["step"] == min(logged, key=lambda step: logged[step])
-    assert "perplexity" in llmtrain("evaluate", f"run={run_dir}", "split=train", "tokens=500")
+    logged = {step: loss for step, loss, _ in validation_losses(run_dir)}
+    answer = json.loads(llmtrain("evaluate", f"run={run_dir}", "step=10", "--json"))
+    assert answer["loss"] == pytest.approx(logged[10], rel=1e-6)
+    assert answer["step"] == 10
+    table = llmtrain("evaluate", f"run={run_dir}", "split=train", "tokens=500")
+    assert "perplexity" in table
+    best = min(logged, key=lambda step: logged[step])
+    assert load_trained(run_dir, "best", CPU).manifest.step == best
+    assert load_trained(run_dir, "latest", CPU).manifest.step == 30
 
 
 def test_generate_is_a_function_of_the_seed(run_dir: Path) -> None:
-    words = ("generate", f"run={run_dir}", "prompt=a b", "max_new_tokens=40")
-    first, again = llmtrain(*words, "seed=1"), llmtrain(*words, "seed=1")
-    other = llmtrain(*words, "seed=2")
-    assert first == again
-    assert first != other
-    assert first.startswith("a b")
-    plain = llmtrain(*words, "seed=1", "stream=false")
-    assert plain == first
-    answer = json.loads(llmtrain(*words, "seed=1", "n=3", "--json"))
-    assert len(answer["texts"]) == 3
-    assert len(set(answer["texts"])) == 3
+    def texts(**changes: Any) -> list[str]:
+        config = GenerateConfig(run=str(run_dir), prompt="a b", max_new_tokens=40, **changes)
+        return generate_texts(trained, config)
+
+    trained = load_trained(run_dir, "best", CPU)
+    assert texts(seed=1) == texts(seed=1) != texts(seed=2)
+    assert len(set(texts(seed=1, n=3))) == 3
+    pieces: list[str] = []
+    config = GenerateConfig(run=str(run_dir), prompt="a b", max_new_tokens=40, seed=1)
+    whole = generate_texts(trained, config, on_text=pieces.append)
+    assert "".join(pieces) == whole[0] == texts(seed=1)[0]
+    printed = llmtrain("generate", f"run={run_dir}", "prompt=a b", "max_new_tokens=40", "seed=1")
+    assert printed == "a b" + whole[0] + "\n"
 
 
 def test_temperature_zero_takes_the_likeliest(run_dir: Path) -> None:
-    words = ("generate", f"run={run_dir}", "prompt=a", "max_new_tokens=20", "temperature=0")
-    assert llmtrain(*words, "seed=1") == llmtrain(*words, "seed=2")
-    assert llmtrain(*words) == llmtrain(*words[:-1], "top_k=1", "temperature=1.0")
+    def text(**changes: Any) -> list[str]:
+        config = GenerateConfig(run=str(run_dir), prompt="a", max_new_tokens=20, **changes)
+        return generate_texts(trained, config)
+
+    trained = load_trained(run_dir, "best", CPU)
+    greedy = text(temperature=0.0, seed=1)
+    assert greedy == text(temperature=0.0, seed=2) == text(temperature=1.0, top_k=1)
 
 
-def test_a_tiny_run_needs_nothing_but_its_own_folder(run_dir: Path, tmp_path: Path) -> None:
+def test_a_run_needs_nothing_but_its_own_folder(run_dir: Path, tmp_path: Path) -> None:
     """The prepared data may be long gone: the run keeps its tokenizer."""
     done = subprocess.run(
-        [sys.executable, "-m", "llmtrain", "generate", f"run={run_dir}", "max_new_tokens=5"],
+        [sys.executable, "-m", "llmtrain", "generate", f"run={run_dir}", "max_new_tokens=5",
+         "--json"],
         env=environment(LLMTRAIN_CACHE=str(tmp_path / "none")), capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) == {"prompt", "texts", "step", "checkpoint"}
     assert not (tmp_path / "none").exists()
-    assert TINY

@@ -20,6 +20,7 @@ OVERRIDES = (
     *TINY, *SYNTHETIC, f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}",
     "train.precision=fp32", "model.dropout=0.1",
 )  # fmt: skip
+TWO = ("strategy=data", "strategy.zero=3")
 DEADLINE_S = 120.0
 
 
@@ -68,8 +69,12 @@ def final_weights(run_dir: Path) -> dict[str, object]:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds workers through /proc")
 @pytest.mark.parametrize(
     ("victim", "extra"),
-    [("launcher", ()), ("worker", ("strategy=data", "strategy.zero=3"))],
-    ids=["launcher of one process", "one of two workers"],
+    [
+        pytest.param("launcher", (), id="launcher"),
+        pytest.param("worker", (), id="worker", marks=pytest.mark.slow),
+        pytest.param("worker", TWO, id="one of two workers", marks=pytest.mark.slow),
+        pytest.param("launcher", TWO, id="launcher of two", marks=pytest.mark.slow),
+    ],
 )
 def test_kill_minus_nine_loses_nothing(victim: str, extra: tuple[str, ...], tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"

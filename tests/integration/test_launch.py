@@ -281,11 +281,13 @@ def test_ctrl_c_while_workers_are_still_importing(stage: Stage, words: tuple[str
 @pytest.mark.parametrize(
     ("words", "sent", "code", "status"),
     [
-        ((), signal.SIGINT, 130, "stopped"),
-        (TWO, signal.SIGINT, 130, "stopped"),
-        (TWO, signal.SIGTERM, 143, "preempted"),
+        pytest.param((), signal.SIGINT, 130, "stopped", id="Ctrl-C, one"),
+        pytest.param(TWO, signal.SIGTERM, 143, "preempted", id="SIGTERM, two"),
+        pytest.param(TWO, signal.SIGINT, 130, "stopped", id="Ctrl-C, two", marks=pytest.mark.slow),
+        pytest.param(
+            (), signal.SIGTERM, 143, "preempted", id="SIGTERM, one", marks=pytest.mark.slow
+        ),
     ],
-    ids=["Ctrl-C, one", "Ctrl-C, two", "SIGTERM, two"],
 )
 def test_a_signal_leaves_a_checkpoint_that_is_resumed(
     stage: Stage, words: tuple[str, ...], sent: signal.Signals, code: int, status: str

@@ -1,6 +1,5 @@
 """Small real runs: composed by Hydra, frozen, trained by the real trainer."""
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -122,6 +121,12 @@ def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "loss" in line]
 
 
+def validation_losses(run_dir: Path) -> list[tuple[int, float, int]]:
+    """Return (step, loss, tokens) of every evaluation in metrics.jsonl."""
+    lines = map(json.loads, (run_dir / paths.METRICS).read_text().splitlines())
+    return [(x["step"], x["val_loss"], x["val_tokens"]) for x in lines if "val_loss" in x]
+
+
 def write_documents(path: Path, lengths: list[int], seed: int = 0) -> Path:
     """Write a JSON-lines corpus of random words, one document a length (in words)."""
     import random
@@ -138,8 +143,3 @@ def environment(**extra: str) -> dict[str, str]:
     """Return the environment for a subprocess: this one's, without torchrun's variables."""
     left_out = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {k: v for k, v in os.environ.items() if k not in left_out} | extra
-
-
-def as_dict(config: object) -> dict[str, Any]:
-    """Return a configuration as plain values."""
-    return dataclasses.asdict(config)  # type: ignore[call-overload]

@@ -20,7 +20,7 @@ Axes = tuple[dist.ProcessGroup, ...]
 """The mesh axes that cut a tensor, each as its process group."""
 
 
-BLOCK = 1 << 14
+BLOCK = 1 << 16
 """Elements in a block of `sum_of_squares` on CPU."""
 
 
@@ -138,7 +138,10 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     blocks = list(tensors)
     if blocks[0].device.type == "cpu":
-        blocks = [block for tensor in tensors for block in tensor.reshape(-1).split(BLOCK)]
+        blocks = []
+        for tensor in tensors:
+            small = tensor.numel() <= BLOCK  # views cost as much as the norm of a small tensor
+            blocks += [tensor] if small else tensor.reshape(-1).split(BLOCK)
     return torch.stack(torch._foreach_norm(blocks, 2, dtype=dtype)).double().square().sum()
 
 

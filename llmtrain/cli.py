@@ -84,11 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        from llmtrain.launch.torchrun import rank
+        from llmtrain.launch.torchrun import let_rank_0_speak
         from llmtrain.panel import show_user_error
 
-        if rank():
-            return EXIT_USER  # rank 0 says why
+        let_rank_0_speak()
         show_user_error(error)
         if isinstance(error, UsageError):
             print("llmtrain --help shows what there is.", file=sys.stderr)

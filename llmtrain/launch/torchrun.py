@@ -8,17 +8,31 @@ directory, and the others learn its path from rank 0's worker over the rendezvou
 
 import os
 import sys
+import time
 from typing import NoReturn
 
 from llmtrain.config.groups.launcher import LauncherConfig
 from llmtrain.launch.environment import worker_environment
 from llmtrain.launch.local import PYTHON
 
+SILENCE_S = 20.0
+"""How long a refused rank leaves the word to rank 0; after that the fault is its own machine's."""
+
 
 def rank() -> int | None:
     """Return this process' rank where a torchrun started it, else null."""
     names = ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID")
     return int(os.environ["RANK"]) if all(name in os.environ for name in names) else None
+
+
+def let_rank_0_speak() -> None:
+    """On another rank than 0, wait to be ended; return when rank 0 seems to have no error.
+
+    What is refused is refused on every rank, and is told by rank 0 alone. torchrun ends the others
+    as soon as one rank has ended, so a rank that ended before rank 0 would take away its words.
+    """
+    if rank():
+        time.sleep(SILENCE_S)
 
 
 def world_size() -> int:

@@ -140,7 +140,7 @@ class Loader:
         batches = []
         for start in range(self._rows.start, self._rows.stop, self._micro_batch_size):
             positions = first + np.arange(start, start + self._micro_batch_size, dtype=np.int64)
-            index = self.sampler.sample(positions)
+            index = self.sampler.run(first + start, self._micro_batch_size)
             batch = _make_batch(self.dataset, index, positions, self._seq_len, self._samples)
             cuda = self._device is not None and self._device.type == "cuda"
             batches.append(batch.pin() if cuda else batch)

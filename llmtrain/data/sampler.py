@@ -16,6 +16,9 @@ Words = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 
 ROUNDS = 8
+BLOCK = 4096
+"""Positions permuted at once: numpy's cost of a call, times some 500 calls, is shared by them."""
+
 MIN_HALF_BITS = 3
 """Smaller networks permute too few ways to look shuffled."""
 
@@ -40,6 +43,15 @@ class Sampler:
         self.shuffle = shuffle
         bits = (n_samples - 1).bit_length()
         self._half_bits = max(MIN_HALF_BITS, (bits + 1) // 2)
+        self._block: tuple[int, Indices] = (0, np.empty(0, dtype=np.int64))
+
+    def run(self, first: int, count: int) -> Indices:
+        """Return the samples at positions [first, first + count), for readers that go forward."""
+        start, block = self._block
+        if first < start or first + count > start + len(block):
+            start, block = first, self.sample(np.arange(first, first + max(count, BLOCK)))
+            self._block = start, block  # whole at once: a reader in another thread sees a pair
+        return block[first - start : first - start + count]
 
     @overload
     def sample(self, position: int) -> int: ...

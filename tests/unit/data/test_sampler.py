@@ -91,3 +91,16 @@ def test_order_is_the_one_that_runs_have_seen() -> None:
 def test_no_samples() -> None:
     with pytest.raises(ValueError, match="n_samples=0"):
         Sampler(0, seed=0)
+
+
+@pytest.mark.parametrize(("first", "count", "stride"), [(0, 12, 12), (5, 3, 48), (4090, 9, 7)])
+def test_reading_ahead_gives_the_same_samples(first: int, count: int, stride: int) -> None:
+    ahead, direct = Sampler(1000, seed=3), Sampler(1000, seed=3)
+    for place in [*range(first, first + 6000, stride), first, first + 100]:
+        expected = direct.sample(np.arange(place, place + count))
+        np.testing.assert_array_equal(ahead.run(place, count), expected)
+
+
+def test_reading_ahead_takes_any_count() -> None:
+    sampler = Sampler(10_000, seed=3)
+    np.testing.assert_array_equal(sampler.run(7, 9000), sampler.sample(np.arange(7, 9007)))

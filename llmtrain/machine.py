@@ -1,7 +1,9 @@
 """What this machine offers, asked without importing torch. Standard library only."""
 
 import os
+import statistics
 import subprocess
+import time
 from pathlib import Path
 
 
@@ -22,6 +24,22 @@ def _cgroup_cores() -> int | None:
         return None if quota == "max" else max(1, -(-int(quota) // int(period)))
     except (OSError, ValueError):
         return None
+
+
+def busy_cores() -> int | None:
+    """Return how many threads other than this one are running now; null where unknown.
+
+    The median of a few looks: the kernel's own short jobs come and go.
+    """
+    looks = []
+    for _ in range(7):
+        try:
+            running = Path("/proc/loadavg").read_text().split()[3].partition("/")[0]
+        except OSError:
+            return None
+        looks.append(int(running) - 1)
+        time.sleep(0.005)
+    return max(0, int(statistics.median(looks)))
 
 
 def gpu_count() -> int:

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
@@ -103,15 +105,6 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     # What a failed test leaves behind would slow down all that follow.
     for pid in stage.processes():
         os.kill(pid, signal.SIGKILL)
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 200
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 TWO = ("strategy=data", "launcher.nproc_per_node=2")

@@ -48,8 +48,12 @@ def main() -> int:
     if args.task is not None:
         return run_task(args.task, json.loads(args.request))
     stop = StopRequest()
-    stop.install()
-    return train(args.run_dir, stop)
+    try:
+        stop.install()
+        return train(args.run_dir, stop)
+    except (StopNow, KeyboardInterrupt):
+        # They may be raised anywhere: here, where `train` is on its way in or out.
+        os._exit(stop.exit_code)
 
 
 def run_task(task: str, request: dict[str, Any]) -> int:
@@ -82,28 +86,27 @@ def run_task(task: str, request: dict[str, Any]) -> int:
 
 def train(run_dir_argument: str, stop: StopRequest) -> int:
     """Train; leave result.json and, after a failure, this rank's record of it."""
-    from llmtrain.distributed.env import destroy_process_group, open_store
-    from llmtrain.tasks.train import RefusedElsewhereError, run_train, start_rank
-
     rank = int(os.environ.get("RANK", 0))
     run_dir: Path | None = None if run_dir_argument == "-" else Path(run_dir_argument)
     t0 = time.monotonic()
     try:
+        # Seconds in which a stop may be asked for: what has been set up by then is put right below.
+        from llmtrain.distributed.env import open_store
+        from llmtrain.tasks.train import run_train, start_rank
+
         if run_dir is not None:
             setup_log(log_path(run_dir, rank), rank)
         store = open_store()
         info, run_dir = start_rank(run_dir, store)
         setup_log(log_path(run_dir, rank), rank)
         return run_train(run_dir, info, store, stop)
-    except RefusedElsewhereError as error:
-        _record_failure(run_dir, rank, error, t0)
-        return EXIT_USER
     except UserError as error:
-        if rank == 0:
+        if rank == 0 and type(error).__name__ not in ECHOES:
             show_user_error(error)
         _record_failure(run_dir, rank, error, t0)
         return EXIT_USER
     except StopNow:
+        stop.defer()  # a launcher may send a second signal while the first is being obeyed
         _record_stop(run_dir, rank, stop, t0)
         # Peers may be dead already: leaving the process group in good order could wait for them.
         os._exit(stop.exit_code)
@@ -115,7 +118,14 @@ def train(run_dir_argument: str, stop: StopRequest) -> int:
         _record_failure(run_dir, rank, error, t0)
         return EXIT_BUG
     finally:
-        destroy_process_group()
+        _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """Leave the process group if this rank has come so far as to join one."""
+    env = sys.modules.get("llmtrain.distributed.env")
+    if env is not None:
+        env.destroy_process_group()
 
 
 def _record_stop(run_dir: Path | None, rank: int, stop: StopRequest, t0: float) -> None:

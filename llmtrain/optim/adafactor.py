@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.optim.base import ShardOptimizer
-from llmtrain.optim.shards import (
+from llmtrain.distributed.shards import (
     local_grad,
     sharded_axes,
     sum_of_squares,

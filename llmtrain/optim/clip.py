@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmtrain.optim.shards import Axes, local_grad, sharded_axes, sum_of_squares, sum_over_axes
+from llmtrain.distributed.shards import Axes, local_grad, sharded_axes, sum_of_squares, sum_over_axes
 
 EPSILON = 1e-6
 """Added to the norm before dividing by it, as in torch."""

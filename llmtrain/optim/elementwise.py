@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmtrain.optim.shards import local_grad, to_local
+from llmtrain.distributed.shards import local_grad, to_local
 
 
 class ShardAdam(torch.optim.Adam):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.optim.base import ShardOptimizer
-from llmtrain.optim.shards import local_grad, to_local
+from llmtrain.distributed.shards import local_grad, to_local
 
 
 class Lion(ShardOptimizer):

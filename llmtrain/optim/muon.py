@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.optim.base import ShardOptimizer
-from llmtrain.optim.shards import cut, gather, local_grad, to_local
+from llmtrain.distributed.shards import cut, gather, local_grad, to_local
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic; chosen by Jordan et al. for the steepest slope at zero."""

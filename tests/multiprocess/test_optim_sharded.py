@@ -43,7 +43,7 @@ from llmtrain.config.groups.optimizer import (
 )
 from llmtrain.optim.clip import clip_grads, grad_norm
 from llmtrain.optim.optimizer import build_optimizers
-from llmtrain.optim.shards import reduce_partial_grads
+from llmtrain.distributed.shards import reduce_partial_grads
 
 pytestmark = pytest.mark.multiprocess
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from llmtrain.optim.clip import clip_grads, grad_norm
-from llmtrain.optim.shards import BLOCK
+from llmtrain.distributed.shards import BLOCK
 
 
 def with_grads(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:

@@ -13,11 +13,21 @@ from pathlib import Path
 
 from llmtrain.config.groups.strategy import StrategyConfig
 from llmtrain.config.schema import RunConfig
+from llmtrain.config.split import check_split
 from llmtrain.durable import replace_text
 from llmtrain.errors import ConfigError, require
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 """Mesh axes, outermost first."""
+
+OWN_AXES = {
+    "single": (),
+    "data": ("dp_replicate", "dp_shard"),
+    "model": ("tp",),
+    "pipeline": ("pp",),
+    "hybrid": AXES,
+}
+"""The axes that each strategy may give a size to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +50,8 @@ class Plan:
     """Sequences in one forward of one data-parallel rank."""
     gradient_accumulation_steps: int
     """Micro-batches in a step, for each data-parallel rank."""
+    stages_per_rank: int = 1
+    """Stages of the pipeline that each process holds."""
     tokens_per_step: int
     steps: int | None = None
     """Steps in the run; null until the length of an epoch is known."""
@@ -110,7 +122,7 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
         f"try {_nearest_multiples(batch, dp)}.",
     )
     share = batch // dp
-    micro = run.train.micro_batch_size or share
+    micro = run.train.micro_batch_size or share // _micro_batches(share, axes["pp"])
     require(
         share % micro == 0,
         f"train.micro_batch_size={micro} must divide the {share} sequences that each of {dp} "
@@ -126,12 +138,24 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
         global_batch_size=batch,
         micro_batch_size=micro,
         gradient_accumulation_steps=share // micro,
+        stages_per_rank=run.strategy.stages if axes["pp"] > 1 else 1,
         tokens_per_step=tokens_per_step,
         steps=_steps(run, tokens_per_step),
         **axes,
     )
     _check_schedule(run, plan)
+    check_split(run, axes, plan.gradient_accumulation_steps)
     return plan
+
+
+def _micro_batches(share: int, pp: int) -> int:
+    """Return how many micro-batches to make of `share` sequences where nothing is asked for.
+
+    One, or in a pipeline the fewest from 4 pp on: its bubble is then at most a fifth.
+    """
+    if pp == 1:
+        return 1
+    return next((n for n in range(4 * pp, share + 1) if share % n == 0), share)
 
 
 def _steps(run: RunConfig, tokens_per_step: int) -> int | None:
@@ -152,7 +176,7 @@ def _axis_sizes(run: RunConfig, *, gpus: int, world_size: int | None) -> tuple[d
     total = world_size or run.launcher.nproc_per_node
     if total is None:
         spare = max(gpus // fixed, 1) if gpus and run.train.device != "cpu" else 2
-        total = fixed * spare if open_axis else fixed
+        total = fixed * _fitting(run, open_axis, spare) if open_axis else fixed
     source = "torchrun started" if world_size else f"launcher.nproc_per_node={total} starts"
     shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size not in (None, 1))
     if open_axis:
@@ -177,6 +201,15 @@ def _axis_sizes(run: RunConfig, *, gpus: int, world_size: int | None) -> tuple[d
     return filled, total
 
 
+def _fitting(run: RunConfig, axis: str, spare: int) -> int:
+    """Return the most processes, up to `spare`, that the model lets `axis` take."""
+    if axis == "tp":
+        return next(n for n in range(spare, 0, -1) if run.model.n_heads % n == 0)
+    if axis == "pp":
+        return max(1, min(spare, run.model.n_layers // run.strategy.stages))
+    return spare
+
+
 def _open_axis(strategy: StrategyConfig, sizes: dict[str, int | None]) -> str | None:
     """Return the axis that takes the rest of the processes: the one at -1, else data parallel's."""
     rest = [axis for axis, size in sizes.items() if size == -1]
@@ -186,7 +219,7 @@ def _open_axis(strategy: StrategyConfig, sizes: dict[str, int | None]) -> str | 
     )
     if rest:
         return rest[0]
-    if strategy.name == "single":
+    if strategy.name not in ("data", "hybrid"):
         return None
     default = "dp_shard" if strategy.zero else "dp_replicate"
     return default if sizes[default] is None else None
@@ -194,23 +227,19 @@ def _open_axis(strategy: StrategyConfig, sizes: dict[str, int | None]) -> str | 
 
 def _check_strategy(strategy: StrategyConfig) -> None:
     """Refuse sizes that the strategy's name does not speak of."""
-    for axis in ("cp", "tp", "pp"):
+    for axis in AXES:
+        size = getattr(strategy, axis)
+        instead = "data" if strategy.name == "single" and axis.startswith("dp") else "hybrid"
         require(
-            getattr(strategy, axis) == 1,
-            f"strategy.{axis}={getattr(strategy, axis)}: strategy={strategy.name} does not split "
-            f"along {axis}; leave strategy.{axis}=1.",
+            axis in OWN_AXES[strategy.name] or size in (None, 1),
+            f"strategy.{axis}={size}: strategy={strategy.name} does not split along {axis}; use "
+            f"strategy={instead}, or leave strategy.{axis} alone.",
         )
-    if strategy.name == "single":
-        for axis in ("dp_replicate", "dp_shard"):
-            size = getattr(strategy, axis)
-            require(
-                size in (None, 1),
-                f"strategy.{axis}={size} needs several processes; use strategy=data.",
-            )
-        require(
-            strategy.zero == 0,
-            f"strategy.zero={strategy.zero} shards over processes; use strategy=data.",
-        )
+    require(
+        strategy.zero == 0 or strategy.name in ("data", "hybrid"),
+        f"strategy.zero={strategy.zero} shards over data-parallel processes; use strategy=data or "
+        "strategy=hybrid.",
+    )
     if strategy.zero == 0:
         require(
             strategy.dp_shard in (None, 1),

@@ -48,6 +48,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "strategy": {
         "single": strategy.SingleStrategyConfig,
         "data": strategy.DataStrategyConfig,
+        "model": strategy.ModelStrategyConfig,
+        "pipeline": strategy.PipelineStrategyConfig,
+        "hybrid": strategy.HybridStrategyConfig,
     },
     "sync": {"allreduce": sync.AllReduceConfig},
     "optimizer": {

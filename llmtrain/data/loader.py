@@ -48,6 +48,13 @@ class Batch:
             self.counted_tokens,
         )
 
+    def part(self, rank: int, parts: int) -> "Batch":
+        """Return the positions of part `rank` of `parts`; `counted_tokens` stays the whole's."""
+        if parts == 1:
+            return self
+        ids, labels = self.input_ids.chunk(parts, 1)[rank], self.labels.chunk(parts, 1)[rank]
+        return Batch(ids.contiguous(), labels.contiguous(), self.sample_ids, self.counted_tokens)
+
     def pin(self) -> "Batch":
         """Return the batch in page-locked memory."""
         return Batch(

@@ -18,15 +18,28 @@ class Mesh:
 
     device_mesh: DeviceMesh
     """All axes, those of size 1 too."""
-    dp_group: dist.ProcessGroup
-    """The processes that share a batch: dp_replicate x dp_shard."""
+    gradient_group: dist.ProcessGroup
+    """The processes over which gradients are averaged: dp_replicate x dp_shard x cp."""
+    token_group: dist.ProcessGroup
+    """The processes that hold different parts of the loss: all but tp's, whose losses are equal."""
+    counts_batch: bool
+    """Whether this process counts its batch: one does of those that share it."""
     dp_rank: int
     """This process's part of the batch, 0 to dp_size - 1."""
     dp_size: int
 
+    @property
+    def gradient_size(self) -> int:
+        """How many processes gradients are averaged over."""
+        return dist.get_world_size(self.gradient_group)
+
     def size(self, axis: str) -> int:
         """Return the number of processes along `axis`."""
         return self.device_mesh[axis].size()
+
+    def rank(self, axis: str) -> int:
+        """Return this process's place along `axis`."""
+        return self.device_mesh.get_local_rank(axis)
 
     def group(self, axis: str) -> dist.ProcessGroup:
         """Return the process group of this process along `axis`."""
@@ -44,9 +57,15 @@ def build_mesh(plan: Plan, device_type: str) -> Mesh:
         device_type, tuple(plan.axis(axis) for axis in AXES), mesh_dim_names=AXES
     )
     dp = device_mesh["dp_replicate", "dp_shard"]._flatten("dp")
+    device_mesh["dp_shard", "cp"]._flatten("shard_cp")
+    shared = ("pp", "cp", "tp")
     return Mesh(
         device_mesh=device_mesh,
-        dp_group=dp.get_group(),
+        gradient_group=device_mesh["dp_replicate", "dp_shard", "cp"]._flatten("dp_cp").get_group(),
+        token_group=device_mesh["pp", "dp_replicate", "dp_shard", "cp"]
+        ._flatten("token")
+        .get_group(),
+        counts_batch=all(device_mesh.get_local_rank(axis) == 0 for axis in shared),
         dp_rank=dp.get_local_rank(),
         dp_size=dp.size(),
     )

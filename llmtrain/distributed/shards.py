@@ -79,6 +79,30 @@ def reduce_partial_grads(parameters: Iterable[Tensor]) -> None:
         parameter.grad = _wrap(total, grad, whole, grad.shape)
 
 
+@torch.no_grad()
+def settle_grads(parameters: Iterable[Tensor]) -> None:
+    """Lay every gradient out as its parameter is, in place of `.grad`.
+
+    Collective as `reduce_partial_grads`, which comes first. What is left then is a gradient that
+    every rank has whole, of a parameter that is cut (an embedding cut by rows: torch 2.13 computes
+    its gradient so): each rank keeps its part, without communication.
+
+    Args:
+        parameters: any; those with plain or missing gradients are left alone.
+
+    Raises:
+        ValueError: when a gradient is Partial otherwise than as a sum.
+    """
+    parameters = list(parameters)
+    reduce_partial_grads(parameters)
+    for parameter in parameters:
+        grad = parameter.grad
+        if not isinstance(grad, DTensor) or not isinstance(parameter, DTensor):
+            continue
+        if grad.placements != parameter.placements:
+            parameter.grad = grad.redistribute(placements=parameter.placements)
+
+
 def sharded_axes(tensor: Tensor, dim: int | None = None) -> Axes:
     """Return the axes that cut `tensor` along `dim` (None: along any dimension).
 

@@ -4,6 +4,7 @@ Shapes: B samples, T positions, D model width, N query heads, K key/value heads,
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -49,8 +50,25 @@ def rotate(x_BTNH: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> t
     return turned.to(x_BTNH.dtype)
 
 
+class Exchange(Protocol):
+    """Trades a part of every sequence for a part of the heads, and back (context parallelism)."""
+
+    def to_heads(self, x_BTNH: torch.Tensor) -> torch.Tensor:
+        """Return all positions of this rank's share of the heads."""
+
+    def to_positions(self, x_BTNH: torch.Tensor) -> torch.Tensor:
+        """Return this rank's positions of all heads."""
+
+
 class CausalSelfAttention(nn.Module):
-    """softmax(q k^T / sqrt(H)) v over earlier positions (Vaswani et al. 2017, eq. 1)."""
+    """softmax(q k^T / sqrt(H)) v over earlier positions (Vaswani et al. 2017, eq. 1).
+
+    What parallelism sets: `exchange` where ranks hold parts of a sequence, `kv_heads` where a rank
+    has computed all key and value heads and needs only some.
+    """
+
+    exchange: Exchange | None = None
+    kv_heads: slice | None = None
 
     def __init__(self, dim: int, n_heads: int, n_kv_heads: int, *, bias: bool) -> None:
         super().__init__()
@@ -78,8 +96,12 @@ class CausalSelfAttention(nn.Module):
         q_BTNH = self.wq(x_BTD).view(B, T, -1, self.head_dim)
         k_BTKH = self.wk(x_BTD).view(B, T, -1, self.head_dim)
         v_BTKH = self.wv(x_BTD).view(B, T, -1, self.head_dim)
+        if self.kv_heads is not None:
+            k_BTKH, v_BTKH = k_BTKH[:, :, self.kv_heads], v_BTKH[:, :, self.kv_heads]
         if rotary is not None:
             q_BTNH, k_BTKH = rotate(q_BTNH, rotary), rotate(k_BTKH, rotary)
+        if self.exchange is not None:
+            q_BTNH, k_BTKH, v_BTKH = map(self.exchange.to_heads, (q_BTNH, k_BTKH, v_BTKH))
         q_BNTH, k_BKTH, v_BKTH = (t.transpose(1, 2) for t in (q_BTNH, k_BTKH, v_BTKH))
         is_causal = True
         if cache is not None:
@@ -90,4 +112,7 @@ class CausalSelfAttention(nn.Module):
             q_BNTH, k_BKTH, v_BKTH, is_causal=is_causal,
             enable_gqa=q_BNTH.shape[1] != k_BKTH.shape[1],
         )  # fmt: skip
-        return self.wo(y_BNTH.transpose(1, 2).reshape(B, T, -1))
+        y_BTNH = y_BNTH.transpose(1, 2)
+        if self.exchange is not None:
+            y_BTNH = self.exchange.to_positions(y_BTNH)
+        return self.wo(y_BTNH.reshape(B, T, -1))

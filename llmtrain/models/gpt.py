@@ -17,7 +17,7 @@ def make_gpt(config: GPTConfig, vocab_size: int) -> Transformer:
     blocks = [
         Block(
             CausalSelfAttention(config.dim, config.n_heads, config.n_heads, bias=config.bias),
-            GELUFeedForward(config.dim, config.ffn_dim or 4 * config.dim, bias=config.bias),
+            GELUFeedForward(config.dim, config.ffn_width, bias=config.bias),
             make_norm,
             config.dropout,
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llmtrain.config.groups.model import ModelConfig
 from llmtrain.distributed.rng import derive_seed
@@ -51,7 +52,15 @@ def init_weights(
             generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
             draw = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
             draw.normal_(0.0, config.init_std / scale, generator=generator)
-            parameter.copy_(draw)
+            parameter.copy_(_laid_out(draw, parameter))
+
+
+def _laid_out(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Return `whole`, equal on every rank, cut as `parameter` is. No communication."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    whole = whole.to(parameter.device)
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def seed_dropout(model: nn.Module, seed: int) -> None:

@@ -8,14 +8,6 @@ from llmtrain.models.layers import SwiGLUFeedForward
 from llmtrain.models.transformer import Block, Transformer
 
 
-def llama_ffn_dim(config: LlamaConfig) -> int:
-    """Return the feed-forward width: as given, else 8/3 dim rounded up (arXiv:2302.13971, 2.2)."""
-    if config.ffn_dim is not None:
-        return config.ffn_dim
-    multiple = config.ffn_multiple_of
-    return -(-8 * config.dim // (3 * multiple)) * multiple
-
-
 def make_llama(config: LlamaConfig, vocab_size: int) -> Transformer:
     """Return a Llama of `config` with `vocab_size` rows in its embedding."""
 
@@ -26,7 +18,7 @@ def make_llama(config: LlamaConfig, vocab_size: int) -> Transformer:
     blocks = [
         Block(
             CausalSelfAttention(config.dim, config.n_heads, n_kv_heads, bias=False),
-            SwiGLUFeedForward(config.dim, llama_ffn_dim(config)),
+            SwiGLUFeedForward(config.dim, config.ffn_width),
             make_norm,
             config.dropout,
         )

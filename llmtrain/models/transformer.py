@@ -4,6 +4,8 @@ A family is a table of choices (`gpt.py`, `llama.py`); the flow is written once 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,7 +16,13 @@ from llmtrain.models.layers import Dropout
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: x + attention(norm x), then x + ffn(norm x)."""
+    """One pre-norm transformer block: x + attention(norm x), then x + ffn(norm x).
+
+    `recompute` is set by activation checkpointing: called with the block's computation and its
+    arguments, it returns the result and keeps less of what the backward needs.
+    """
+
+    recompute: Callable[..., torch.Tensor] | None = None
 
     def __init__(
         self,
@@ -40,23 +48,73 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Return (B, T, D)."""
-        h_BTD = self.attention(self.attention_norm(x_BTD), rotary, cache)
+        if self.recompute is not None and self.training:
+            return self.recompute(self._compute, x_BTD, positions_T, rotary, sample_ids_B)
+        return self._compute(x_BTD, positions_T, rotary, sample_ids_B, cache)
+
+    def _compute(
+        self,
+        x_BTD: torch.Tensor,
+        positions_T: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        sample_ids_B: torch.Tensor | None,
+        cache: LayerCache | None = None,
+    ) -> torch.Tensor:
+        h_BTD = self.attention(self.attention_norm(x_BTD), rotary=rotary, cache=cache)
         x_BTD = x_BTD + self.attention_dropout(h_BTD, sample_ids_B, positions_T)
         h_BTD = self.ffn(self.ffn_norm(x_BTD))
         return x_BTD + self.ffn_dropout(h_BTD, sample_ids_B, positions_T)
 
 
+@dataclass(frozen=True)
+class SequencePart:
+    """Which positions of every sequence a rank computes."""
+
+    cp_rank: int = 0
+    cp: int = 1
+    """The sequence is cut into `cp` parts, in order (context parallelism)."""
+    tp_rank: int = 0
+    tp: int = 1
+    """Between attention and feed-forward each part is cut again (sequence parallelism)."""
+
+    def positions(self, start: int, length: int, device: torch.device) -> torch.Tensor:
+        """Return the positions that attention sees: `length` of them, the whole cp part."""
+        first = start + self.cp_rank * length
+        return torch.arange(first, first + length, device=device)
+
+    def own(self, positions_T: torch.Tensor) -> torch.Tensor:
+        """Return those of `positions_T` whose residual stream this rank holds."""
+        return positions_T if self.tp == 1 else positions_T.chunk(self.tp)[self.tp_rank]
+
+
 class Transformer(nn.Module):
-    """A decoder-only language model.
+    """A decoder-only language model, or some consecutive parts of one (a pipeline's stage).
 
     What it declares, as plain strings that the floors above interpret:
     NO_DECAY, HIDDEN and RESIDUAL are patterns of parameter names (fnmatch): never decayed; hidden
     matrices (Muon's); projections into the residual stream (scaled at the start).
+    TP_PLAN gives modules (fnmatch of names, the first that matches) their tensor-parallel style,
+    see `parallel.tensor`. PP_ORDER is the order in which activations pass the children.
     """
 
     NO_DECAY = ("*norm*", "*.bias")
     HIDDEN = ("blocks.*.w?.weight",)
     RESIDUAL = ("blocks.*.attention.wo.weight", "blocks.*.ffn.w2.weight")
+    TP_PLAN: ClassVar = {
+        "embed": "vocab",
+        "positions": "positions",
+        "blocks.*.*norm": "sequence",
+        "blocks.*.attention": "gather",
+        "blocks.*.attention.wq": "column",
+        "blocks.*.attention.w[kv]": "kv_column",
+        "blocks.*.attention.wo": "row",
+        "blocks.*.ffn": "gather",
+        "blocks.*.ffn.w[13]": "column",
+        "blocks.*.ffn.w2": "row",
+        "norm": "sequence",
+        "head": "logits",
+    }
+    PP_ORDER = ("embed", "positions", "embed_dropout", "blocks", "norm", "head")
 
     def __init__(
         self,
@@ -84,45 +142,78 @@ class Transformer(nn.Module):
         self.n_kv_heads = n_kv_heads
         self.rope_theta = rope_theta
         self.tie_embeddings = config.tie_embeddings
-        self.embed = nn.Embedding(vocab_size, config.dim)
-        self.positions = nn.Embedding(config.seq_len, config.dim) if rope_theta is None else None
+        # Any, since a stage lacks some of them.
+        self.embed: Any = nn.Embedding(vocab_size, config.dim)
+        self.positions: Any = None
+        if rope_theta is None:
+            self.positions = nn.Embedding(config.seq_len, config.dim)
         self.embed_dropout = Dropout(config.dropout)
         # Named by number and not by place, so that a pipeline stage keeps the names it holds.
         self.blocks = nn.ModuleDict({str(i): block for i, block in enumerate(blocks)})
-        self.norm = norm
-        self.head = nn.Linear(config.dim, vocab_size, bias=False)
+        self.norm: Any = norm
+        self.head: Any = nn.Linear(config.dim, vocab_size, bias=False)
+        self.part = SequencePart()
+        self.is_first = self.is_last = True
         self.tie()
+
+    def keep(self, blocks: list[str], *, first: bool, last: bool) -> None:
+        """Become a stage of a pipeline: drop all parts but those named. To be called on shapes.
+
+        The last stage of a tied model keeps an embedding too, a copy that only the head uses.
+
+        Args:
+            blocks: Names of the blocks to keep.
+            first: Whether the stage embeds tokens.
+            last: Whether the stage ends in the head.
+        """
+        self.is_first, self.is_last = first, last
+        for name in [name for name in self.blocks if name not in blocks]:
+            del self.blocks[name]
+        if not first:
+            self.positions = None
+            if not (last and self.tie_embeddings):
+                self.embed = None
+        if not last:
+            self.norm = self.head = None
 
     def tie(self) -> None:
         """Let the head use the embedding's weight, if the model is so made."""
-        if self.tie_embeddings:
+        if self.tie_embeddings and self.embed is not None and self.head is not None:
             self.head.weight = self.embed.weight
 
     def forward(
         self,
-        input_ids_BT: torch.Tensor,
+        input_BT: torch.Tensor,
         sample_ids_B: torch.Tensor | None = None,
         cache: list[LayerCache] | None = None,
     ) -> torch.Tensor:
-        """Return logits (B, T, V).
+        """Return logits (B, T, V), of a stage that is not the last activations (B, T, D).
 
         Args:
-            input_ids_BT: Token ids; T at most seq_len, the cached positions counted.
+            input_BT: Token ids; T at most seq_len, the cached positions counted. Of a stage that is
+                not the first: activations (B, T, D).
             sample_ids_B: The number of each sample in the run, for dropout; None without dropout.
             cache: One `LayerCache` a block, extended in place; None in training.
         """
         start = cache[0].length if cache else 0
-        positions_T = torch.arange(start, start + input_ids_BT.shape[1], device=input_ids_BT.device)
-        x_BTD = self.embed(input_ids_BT)
-        if self.positions is not None:
-            x_BTD = x_BTD + self.positions(positions_T)
-        x_BTD = self.embed_dropout(x_BTD, sample_ids_B, positions_T)
+        length = input_BT.shape[1] * (1 if self.is_first else self.part.tp)
+        positions_T = self.part.positions(start, length, input_BT.device)
+        own_T = self.part.own(positions_T)
+        x_BTD = self._embed(input_BT, own_T, sample_ids_B) if self.is_first else input_BT
         rotary = None
         if self.rope_theta is not None:
             rotary = rotary_table(positions_T, self.head_dim, self.rope_theta)
         for i, block in enumerate(self.blocks.values()):
-            x_BTD = block(x_BTD, positions_T, rotary, sample_ids_B, cache[i] if cache else None)
-        return self.head(self.norm(x_BTD))
+            x_BTD = block(x_BTD, own_T, rotary, sample_ids_B, cache[i] if cache else None)
+        return self.head(self.norm(x_BTD)) if self.is_last else x_BTD
+
+    def _embed(
+        self, input_ids_BT: torch.Tensor, positions_T: torch.Tensor, ids_B: torch.Tensor | None
+    ) -> torch.Tensor:
+        x_BTD = self.embed(input_ids_BT)
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions(positions_T)
+        return self.embed_dropout(x_BTD, ids_B, positions_T)
 
     def make_cache(self, batch_size: int) -> list[LayerCache]:
         """Return an empty key/value cache for `batch_size` sequences of up to seq_len."""

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmtrain.optim.base import ShardOptimizer
 from llmtrain.distributed.shards import (
     local_grad,
     sharded_axes,
@@ -23,6 +22,7 @@ from llmtrain.distributed.shards import (
     to_local,
     zeros_over,
 )
+from llmtrain.optim.base import ShardOptimizer
 
 EPS1 = 1e-30
 """Added to the squared gradient (section 8, table 4)."""

@@ -14,7 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmtrain.distributed.shards import Axes, local_grad, sharded_axes, sum_of_squares, sum_over_axes
+from llmtrain.distributed.shards import (
+    Axes,
+    local_grad,
+    sharded_axes,
+    sum_of_squares,
+    sum_over_axes,
+)
 
 EPSILON = 1e-6
 """Added to the norm before dividing by it, as in torch."""
@@ -64,6 +70,7 @@ def clip_grads(
     max_norm: float,
     *,
     extra_axes: Sequence[dist.ProcessGroup] = (),
+    copies: Sequence[Tensor] = (),
 ) -> Tensor:
     """Scale the gradients of `parameters` in place by min(1, max_norm / (norm + 1e-6)).
 
@@ -74,6 +81,8 @@ def clip_grads(
         parameters: as in `grad_norm`.
         max_norm: largest norm let through; 0 only measures.
         extra_axes: as in `grad_norm`.
+        copies: those of `parameters` that another rank of `extra_axes` holds and counts too (a tied
+            embedding of a pipeline): scaled here, and not counted.
 
     Returns:
         The norm before clipping, as `grad_norm` returns it. Where it is not finite the gradients
@@ -83,7 +92,9 @@ def clip_grads(
         ValueError: as `grad_norm`.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = grad_norm(parameters, extra_axes=extra_axes)
+    copied = {id(parameter) for parameter in copies}
+    counted = [parameter for parameter in parameters if id(parameter) not in copied]
+    norm = grad_norm(counted, extra_axes=extra_axes)
     if max_norm > 0 and parameters:
         factor = (max_norm / (norm + EPSILON)).clamp(max=1.0)
         factor = torch.where(norm.isfinite(), factor, torch.ones_like(factor))

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmtrain.optim.base import ShardOptimizer
 from llmtrain.distributed.shards import local_grad, to_local
+from llmtrain.optim.base import ShardOptimizer
 
 
 class Lion(ShardOptimizer):

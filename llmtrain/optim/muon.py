@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmtrain.optim.base import ShardOptimizer
 from llmtrain.distributed.shards import cut, gather, local_grad, to_local
+from llmtrain.optim.base import ShardOptimizer
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic; chosen by Jordan et al. for the steepest slope at zero."""

@@ -1,23 +1,29 @@
 """THE order in which a model is built up from shapes into a parallel one.
 
-    shapes (meta) -> for each block, then for the rest:  memory and weights -> FSDP
-                  -> the whole:  DDP
+    shapes (meta) -> for each stage of this rank:  cut out its blocks -> context -> tensor
+                       -> for each block:  memory and weights -> checkpointing -> compile -> FSDP
+                       -> for the rest:    memory and weights -> FSDP
+                  -> the whole:  DDP, or a pipeline's schedule around the stages
 
 Blocks get their memory one at a time and are sharded at once, so no rank ever holds more than one
 whole block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
+from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.distributed.mesh import Mesh
+from llmtrain.distributed.shards import settle_grads
 from llmtrain.models.init import init_weights, seed_dropout
-from llmtrain.models.transformer import Transformer
+from llmtrain.models.transformer import SequencePart, Transformer
+from llmtrain.parallel.activations import apply_checkpointing
 from llmtrain.parallel.data import (
     Microbatch,
     apply_ddp,
@@ -27,26 +33,46 @@ from llmtrain.parallel.data import (
     reshard,
     shard_mesh,
 )
+from llmtrain.parallel.gradients import average_grads
 from llmtrain.parallel.precision import Precision
+from llmtrain.parallel.stages import (
+    StagePlace,
+    cut_stages,
+    exchange_tied_gradient,
+    join_stages,
+    local_stages,
+)
+from llmtrain.parallel.vocab_loss import VocabPart
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ParallelModel:
     """A model spread over the mesh."""
 
     module: Transformer
-    """The model itself: its names, its parameters (local shards where sharded)."""
+    """What this rank holds of the model: its names, its parameters (local shards where sharded)."""
+    stages: Sequence[Transformer]
+    """What of it runs, in order: this rank's stages of a pipeline, else `module` alone."""
+    places: Sequence[StagePlace]
+    """Where each stage stands in the pipeline."""
     forward: nn.Module
-    """What to call in training: `module`, under DDP where there is one."""
+    """What to call in training without a pipeline: `module`, under DDP where there is one."""
     microbatch: Microbatch
-    """The context of one micro-batch's forward and backward."""
+    """The context of one micro-batch's forward and backward, without a pipeline."""
+    vocab_part: VocabPart | None
+    """Which columns of the logits this rank computes; None: all."""
+    copies: Sequence[Tensor]
+    """Parameters that another rank holds too and counts in the gradient norm (a tied head)."""
+    finish_grads: Callable[[], None]
+    """To be called after a step's last backward; gradients are whole after it. Collective."""
     after_forward_only: Callable[[], None]
     """To be called after forwards without a backward, such as an evaluation's."""
 
 
 def apply_parallel(
-    model: Transformer,
+    build: Callable[[], Transformer],
     run: RunConfig,
+    plan: Plan,
     mesh: Mesh,
     device: torch.device,
     *,
@@ -55,41 +81,138 @@ def apply_parallel(
     """Give a model of shapes its weights and spread it over `mesh`. Collective over the world.
 
     Args:
-        model: On the meta device.
+        build: Makes the model on the meta device, each time anew.
         run: The configuration.
+        plan: Its plan.
         mesh: The mesh of the plan.
         device: Where the weights go.
         reduces_gradients: Whether gradients are averaged over dp_replicate in every step, which the
             sync mode decides; sharding always stays inside a replica.
     """
-    zero = run.strategy.zero
-    precision = Precision(run.train.precision)
+    places = cut_stages(build(), run.strategy.cut, plan.pp * plan.stages_per_rank)
+    own = [places[i] for i in local_stages(plan, run.strategy.schedule, mesh.rank("pp"))]
+    stages = [_stage(build(), place, run, mesh) for place in own]
+    if len(own) > 1 and own[0].is_first and own[-1].is_last and stages[0].tie_embeddings:
+        stages[-1].embed = stages[0].embed  # the ends of a V: one weight, not two copies
+    fsdp = _fsdp_mesh(run, mesh, reduces_gradients=reduces_gradients)
+    for stage in stages:
+        _materialise(stage, run, device, partial(_shard, mesh=fsdp, zero=run.strategy.zero))
+    module = join_stages(build(), stages) if plan.pp > 1 else stages[0]
+    forward: nn.Module = module
+    microbatch: Microbatch = no_microbatch_context
+    averaged_over = None
+    if fsdp is not None and plan.pp == 1:
+        microbatch = fsdp_microbatch(module, run.strategy.zero)
+    elif fsdp is None and reduces_gradients and mesh.gradient_size > 1:
+        if plan.pp == 1 and plan.tp == 1:
+            forward, microbatch = apply_ddp(module, mesh)
+        else:
+            averaged_over = mesh.gradient_group
+    tied = _tied_copy(module, own, plan)
+
+    def finish_grads() -> None:
+        parameters = list(module.parameters())
+        settle_grads(parameters)
+        if averaged_over is not None:
+            average_grads(parameters, averaged_over)
+        if tied is not None:
+            exchange_tied_gradient(tied, mesh.group("pp"), is_first=own[0].is_first)
+
+    return ParallelModel(
+        module=module, stages=stages, places=own, forward=forward, microbatch=microbatch,
+        vocab_part=_vocab_part(build, mesh),
+        copies=[tied] if tied is not None and not own[0].is_first else [],
+        finish_grads=finish_grads,
+        after_forward_only=partial(_reshard_all, stages if fsdp is not None else ()),
+    )  # fmt: skip
+
+
+def _stage(model: Transformer, place: StagePlace, run: RunConfig, mesh: Mesh) -> Transformer:
+    """Make `model` the stage at `place`, and cut it along the sequence and along features."""
     seed_dropout(model, run.train.seed)
-    model.to(precision.parameter_dtype)
-    sharded = shard_mesh(mesh) if reduces_gradients else mesh.device_mesh["dp_shard"]
-    shards = zero > 0 and mesh.dp_size > 1
+    if place.n_stages > 1:
+        model.keep([str(i) for i in place.blocks], first=place.is_first, last=place.is_last)
+    _split(model, run, mesh)
+    return model
 
-    def materialise(module: nn.Module, prefix: str) -> None:
-        module.to_empty(device=device)
-        init_weights(module, run.model, prefix=prefix, residual=model.RESIDUAL, seed=run.train.seed)
 
-    for name, block in model.blocks.items():
-        materialise(block, f"blocks.{name}.")
-        if shards:
-            apply_fsdp(block, sharded, zero)
-    for name, part in model.named_children():
+def _vocab_part(build: Callable[[], Transformer], mesh: Mesh) -> VocabPart | None:
+    if mesh.size("tp") == 1:
+        return None
+    return VocabPart(mesh.group("tp"), build().embed.num_embeddings)
+
+
+def _split(stage: Transformer, run: RunConfig, mesh: Mesh) -> None:
+    """Cut a stage of shapes along the sequence (cp) and along features (tp)."""
+    cp, tp = mesh.size("cp"), mesh.size("tp")
+    stage.to(Precision(run.train.precision).parameter_dtype)
+    sequence = tp > 1 and run.strategy.sequence_parallel
+    stage.part = SequencePart(
+        mesh.rank("cp"), cp, mesh.rank("tp") if sequence else 0, tp if sequence else 1
+    )
+    if cp > 1:
+        from llmtrain.parallel.context import apply_context_parallel
+
+        apply_context_parallel(stage, mesh.group("cp"), run.model.n_heads // tp)
+    if tp > 1:
+        from llmtrain.parallel.tensor import apply_tensor_parallel
+
+        apply_tensor_parallel(
+            stage, mesh.device_mesh["tp"], n_heads=run.model.n_heads, sequence_parallel=sequence
+        )
+    stage.tie()
+
+
+def _materialise(
+    stage: Transformer,
+    run: RunConfig,
+    device: torch.device,
+    shard: Callable[[nn.Module], None],
+) -> None:
+    """Give a stage of shapes memory and weights, block by block, and shard each at once."""
+
+    def fill(module: nn.Module, prefix: str) -> None:
+        if any(p.is_meta for p in module.parameters()):
+            module.to_empty(device=device)
+            init_weights(
+                module, run.model, prefix=prefix, residual=stage.RESIDUAL, seed=run.train.seed
+            )
+
+    for name, block in stage.blocks.items():
+        fill(block, f"blocks.{name}.")
+        apply_checkpointing(block, run.train.activation_checkpointing)
+        if run.train.compile:
+            block.compile()
+        shard(block)
+    for name, part in stage.named_children():
         # A tied head gets no weights of its own: `tie` gives it the embedding's.
-        if part is not model.blocks and not (part is model.head and model.tie_embeddings):
-            materialise(part, f"{name}.")
-    model.tie()
-    if shards:
-        apply_fsdp(model, sharded, zero)
-        return ParallelModel(model, model, fsdp_microbatch(model, zero), partial(reshard, model))
-    if reduces_gradients and mesh.size("dp_replicate") > 1:
-        forward, microbatch = apply_ddp(model, mesh)
-        return ParallelModel(model, forward, microbatch, _nothing)
-    return ParallelModel(model, model, no_microbatch_context, _nothing)
+        if part is not stage.blocks and not (part is stage.head and stage.tie_embeddings):
+            fill(part, f"{name}.")
+    stage.tie()
+    shard(stage)
 
 
-def _nothing() -> None:
-    pass
+def _fsdp_mesh(run: RunConfig, mesh: Mesh, *, reduces_gradients: bool) -> DeviceMesh | None:
+    """Return the mesh that FSDP shards over; None where nothing is sharded."""
+    if run.strategy.zero == 0 or mesh.gradient_size == 1:
+        return None
+    return shard_mesh(mesh, with_replicas=reduces_gradients)
+
+
+def _shard(module: nn.Module, *, mesh: DeviceMesh | None, zero: int) -> None:
+    if mesh is not None:
+        apply_fsdp(module, mesh, zero)
+
+
+def _reshard_all(stages: Sequence[nn.Module]) -> None:
+    for stage in stages:
+        reshard(stage)
+
+
+def _tied_copy(module: Transformer, own: Sequence[StagePlace], plan: Plan) -> Tensor | None:
+    """Return this rank's copy of an embedding that another rank of pp holds too."""
+    ends = (own[0].is_first, own[-1].is_last)
+    if plan.pp == 1 or not module.tie_embeddings or all(ends) or not any(ends):
+        return None
+    weight: Tensor = module.embed.weight
+    return weight

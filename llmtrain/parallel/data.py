@@ -30,12 +30,12 @@ def no_microbatch_context(is_last: bool) -> contextlib.AbstractContextManager[ob
 
 
 def apply_ddp(model: nn.Module, mesh: Mesh) -> tuple[nn.Module, Microbatch]:
-    """Return `model` under DDP, and its `Microbatch`. Collective over dp.
+    """Return `model` under DDP, and its `Microbatch`. Collective over dp and cp.
 
     Weights are not broadcast: every rank has drawn the same ones from the seed.
     """
     ddp = nn.parallel.DistributedDataParallel(
-        model, process_group=mesh.dp_group, init_sync=False, gradient_as_bucket_view=True
+        model, process_group=mesh.gradient_group, init_sync=False, gradient_as_bucket_view=True
     )
 
     def microbatch(is_last: bool) -> contextlib.AbstractContextManager[object]:
@@ -44,11 +44,19 @@ def apply_ddp(model: nn.Module, mesh: Mesh) -> tuple[nn.Module, Microbatch]:
     return ddp, microbatch
 
 
-def shard_mesh(mesh: Mesh) -> DeviceMesh:
-    """Return the mesh FSDP works on: dp_shard, under dp_replicate if there are replicas (HSDP)."""
-    if mesh.size("dp_replicate") > 1:
-        return mesh.device_mesh["dp_replicate", "dp_shard"]
-    return mesh.device_mesh["dp_shard"]
+def shard_mesh(mesh: Mesh, *, with_replicas: bool) -> DeviceMesh:
+    """Return the mesh FSDP works on: dp_shard x cp, under dp_replicate where wanted (HSDP).
+
+    Ranks of cp hold the same weights and different positions: to FSDP they are ranks like others.
+
+    Args:
+        mesh: The whole mesh.
+        with_replicas: Whether FSDP averages over replicas too.
+    """
+    inner = "shard_cp" if mesh.size("cp") > 1 else "dp_shard"
+    if with_replicas and mesh.size("dp_replicate") > 1:
+        return mesh.device_mesh["dp_replicate", inner]
+    return mesh.device_mesh[inner]
 
 
 def apply_fsdp(module: nn.Module, mesh: DeviceMesh, zero: int) -> None:

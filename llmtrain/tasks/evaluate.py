@@ -4,19 +4,21 @@ import dataclasses
 import json
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
 from llmtrain.config.groups.inference import EvaluateConfig
 from llmtrain.data.dataset import TokenDataset
-from llmtrain.data.loader import ValidationBatches
+from llmtrain.data.loader import Batch, ValidationBatches
 from llmtrain.data.prepare import prepare
 from llmtrain.distributed.env import init_process_group, open_store, rank_info
 from llmtrain.errors import EXIT_OK, CheckpointError
 from llmtrain.parallel.precision import Precision
 from llmtrain.tasks.inference import load_trained
 from llmtrain.train.evaluate import evaluate
+from llmtrain.train.loss import token_loss_sum
 
 
 def run_evaluate(config: EvaluateConfig) -> int:
@@ -42,10 +44,13 @@ def run_evaluate(config: EvaluateConfig) -> int:
         device=info.device,
     )  # fmt: skip
     assert dist.group.WORLD is not None
-    result = evaluate(
-        trained.model, batches, precision=Precision(run.train.precision), device=info.device,
-        group=dist.group.WORLD,
-    )  # fmt: skip
+    precision = Precision(run.train.precision)
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        with precision.autocast(info.device):
+            return token_loss_sum(trained.model(batch.input_ids), batch.labels)
+
+    result = evaluate(trained.model, loss_of, batches, group=dist.group.WORLD, counts_batch=True)
     answer = {
         "split": config.split, "step": trained.manifest.step,
         "checkpoint": str(trained.folder), **dataclasses.asdict(result),

@@ -28,11 +28,12 @@ from llmtrain.optim.scheduler import make_schedule
 from llmtrain.parallel.apply import ParallelModel, apply_parallel
 from llmtrain.parallel.precision import Precision
 from llmtrain.sync.build import build_sync, reduces_gradients
+from llmtrain.sync.interface import SyncStrategy
 from llmtrain.train.metrics import build_writers
 from llmtrain.train.peak import peak_flops
 from llmtrain.train.progress import TrainProgress, show_plan
 from llmtrain.train.state import TrainState
-from llmtrain.train.step import SequentialStep
+from llmtrain.train.step import SequentialStep, TrainStep
 from llmtrain.train.trainer import Parts
 
 log = logging.getLogger(__name__)
@@ -68,21 +69,18 @@ def build_parts(
         tokens = f"{train_set.n_tokens:,} + {val_set.n_tokens:,} tokens"
         show_plan(console, run, plan, f"{run.data.name}, {tokens}, {prepared}", str(run_dir))
     every_gradient = reduces_gradients(run.sync)
-    model = apply_parallel(shapes, run, mesh, info.device, reduces_gradients=every_gradient)
+    model = apply_parallel(
+        lambda: build_model(run.model, vocab_size), run, plan, mesh, info.device,
+        reduces_gradients=every_gradient,
+    )  # fmt: skip
     parts = Parts(
         run=run,
         plan=plan,
         info=info,
         mesh=mesh,
         model=model,
-        step=_step(run, mesh, model, info, every_gradient=every_gradient),
-        sync=build_sync(
-            run.sync,
-            model.module,
-            mesh,
-            zero=run.strategy.zero,
-            micro_batches=plan.gradient_accumulation_steps,
-        ),
+        step=_step(run, plan, mesh, model, info),
+        sync=_sync(run, plan, mesh, model),
         optimizers=build_optimizers(
             run.optimizer, model.module, no_decay=shapes.NO_DECAY, hidden=shapes.HIDDEN
         ),
@@ -107,15 +105,32 @@ def _warn(console: Console, message: str) -> None:
 
 
 def _step(
-    run: RunConfig, mesh: Mesh, model: ParallelModel, info: RankInfo, *, every_gradient: bool
-) -> SequentialStep:
+    run: RunConfig, plan: Plan, mesh: Mesh, model: ParallelModel, info: RankInfo
+) -> TrainStep:
+    precision = Precision(run.train.precision)
+    if plan.pp > 1:
+        # Imported here: the pipeline's machinery costs a start-up that others need not pay.
+        from llmtrain.train.pipeline_step import PipelineStep
+
+        assert plan.vocab_size is not None
+        return PipelineStep(
+            model, run, plan, mesh=mesh, precision=precision, device=info.device,
+            vocab_size=plan.vocab_size,
+        )  # fmt: skip
     return SequentialStep(
         model,
-        precision=Precision(run.train.precision),
+        mesh=mesh,
+        precision=precision,
         device=info.device,
-        loss_group=mesh.dp_group if every_gradient else mesh.group("dp_shard"),
         label_smoothing=run.train.label_smoothing,
     )
+
+
+def _sync(run: RunConfig, plan: Plan, mesh: Mesh, model: ParallelModel) -> SyncStrategy:
+    return build_sync(
+        run.sync, model.module, mesh, zero=run.strategy.zero,
+        micro_batches=plan.gradient_accumulation_steps,
+    )  # fmt: skip
 
 
 def _complete_plan(plan: Plan, run: RunConfig, shapes: Transformer, dataset: TokenDataset) -> Plan:
@@ -233,7 +248,8 @@ def _validation(
         dataset,
         seq_len=run.model.seq_len,
         samples=run.data.samples,
-        batch_size=plan.micro_batch_size,
+        # A pipeline takes the micro-batches of a step at once.
+        batch_size=plan.micro_batch_size * (plan.gradient_accumulation_steps if plan.pp > 1 else 1),
         dp_rank=mesh.dp_rank,
         dp_size=mesh.dp_size,
         max_tokens=int(run.train.eval_tokens) if run.train.eval_tokens else None,

@@ -1,7 +1,7 @@
 """Loss and perplexity on a split: the same definition of the loss as in training, no smoothing."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,6 @@ from torch import nn
 
 from llmtrain.data.loader import Batch
 from llmtrain.distributed.collectives import all_sum
-from llmtrain.parallel.precision import Precision
-from llmtrain.train.loss import token_loss_sum
 
 
 @dataclass(frozen=True)
@@ -29,30 +27,27 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     module: nn.Module,
+    loss_of: Callable[[Batch], torch.Tensor],
     batches: Iterable[Batch],
     *,
-    precision: Precision,
-    device: torch.device,
     group: dist.ProcessGroup,
+    counts_batch: bool,
 ) -> Evaluation:
-    """Return the mean loss of `module` over `batches`. Collective over `group`.
+    """Return the mean loss of `module` over `batches`. Collective over the world.
 
     Args:
-        module: The model.
-        batches: This rank's part of the split; every rank has equally many (sharded models gather
-            weights in each forward).
-        precision: Number formats.
-        device: Where batches go.
-        group: The ranks that share the split.
+        module: The model, or this rank's part of it.
+        loss_of: Returns this rank's part of the loss summed over a batch.
+        batches: This data-parallel rank's part of the split; every rank has equally many.
+        group: The ranks that hold different parts of the loss.
+        counts_batch: Whether this rank counts the tokens of its batches, for those that share them.
     """
     was_training = module.training
     module.eval()
     totals = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
-        with precision.autocast(device):
-            logits = module(batch.input_ids)
-        totals[0] += token_loss_sum(logits, batch.labels).double().cpu()
-        totals[1] += batch.counted_tokens
+        totals[0] += loss_of(batch).double().cpu()
+        totals[1] += batch.counted_tokens if counts_batch else 0
     module.train(was_training)
     all_sum(totals, group)
     loss = float(totals[0] / totals[1].clamp(min=1))

@@ -21,7 +21,6 @@ from llmtrain.distributed.mesh import Mesh
 from llmtrain.optim.clip import clip_grads
 from llmtrain.optim.scheduler import Schedule, apply_lr
 from llmtrain.parallel.apply import ParallelModel
-from llmtrain.parallel.precision import Precision
 from llmtrain.sync.interface import SyncReport, SyncStrategy
 from llmtrain.train.evaluate import Evaluation, evaluate
 from llmtrain.train.metrics import MetricsWriter
@@ -87,7 +86,8 @@ class Trainer:
         self._stop = stop
         self._state = parts.state
         self._parameters = list(parts.model.module.parameters())
-        self._precision = Precision(parts.run.train.precision)
+        # A pipeline's stages have different weights: the norm is summed over them.
+        self._norm_axes = [parts.mesh.group("pp")] if parts.plan.pp > 1 else []
         self._train_loss: float | None = None
         self._val_loss: float | None = None
 
@@ -139,7 +139,10 @@ class Trainer:
         t3 = time.perf_counter()
         p.sync.reduce_grads(state.step)
         t4 = time.perf_counter()
-        norm = clip_grads(self._parameters, p.run.train.max_grad_norm)
+        norm = clip_grads(
+            self._parameters, p.run.train.max_grad_norm, extra_axes=self._norm_axes,
+            copies=p.model.copies,
+        )  # fmt: skip
         self._require_finite(norm)
         for optimizer in p.optimizers:
             optimizer.step()
@@ -172,9 +175,9 @@ class Trainer:
     def _log(
         self, result: StepResult, norm: torch.Tensor, report: SyncReport, interval: Interval
     ) -> Interval:
-        """Write a line of metrics; return the next interval. Collective over dp."""
+        """Write a line of metrics; return the next interval. Collective over `token_group`."""
         p, state = self._p, self._state
-        loss = float(all_sum(result.loss_sum.clone(), p.mesh.dp_group)) / max(result.tokens, 1)
+        loss = float(all_sum(result.loss_sum.clone(), p.mesh.token_group)) / max(result.tokens, 1)
         now = time.perf_counter()
         elapsed = now - interval.started
         tokens_per_s = interval.tokens / elapsed
@@ -235,10 +238,10 @@ class Trainer:
         with p.sync.eval_context():
             result = evaluate(
                 p.model.module,
+                p.step.evaluate,
                 p.validation(),
-                precision=self._precision,
-                device=p.info.device,
-                group=p.mesh.dp_group,
+                group=p.mesh.token_group,
+                counts_batch=p.mesh.rank("pp") == 0 and p.mesh.rank("cp") == 0,
             )
         p.model.after_forward_only()
         return result

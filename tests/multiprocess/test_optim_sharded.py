@@ -41,9 +41,9 @@ from llmtrain.config.groups.optimizer import (
     OptimizerConfig,
     SGDConfig,
 )
+from llmtrain.distributed.shards import reduce_partial_grads
 from llmtrain.optim.clip import clip_grads, grad_norm
 from llmtrain.optim.optimizer import build_optimizers
-from llmtrain.distributed.shards import reduce_partial_grads
 
 pytestmark = pytest.mark.multiprocess
 

@@ -62,7 +62,18 @@ def tiny_run(run_dir: Path, *overrides: str, world_size: int = 1) -> Path:
     return freeze_run(run_dir, *TINY, *data, *overrides, world_size=world_size)
 
 
-def train_frozen(run_dir: Path, stop_after: int | None = None) -> dict[str, torch.Tensor]:
+def train_recorded(run_dir: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """Train as `train_frozen`; return the weights, and the whole gradients of every step."""
+    gradients: list[dict[str, torch.Tensor]] = []
+    weights = train_frozen(run_dir, gradients=gradients)
+    return weights, gradients
+
+
+def train_frozen(
+    run_dir: Path,
+    stop_after: int | None = None,
+    gradients: list[dict[str, torch.Tensor]] | None = None,
+) -> dict[str, torch.Tensor]:
     """Train a frozen run in this process (or on every rank of a pool); return whole weights.
 
     The process group is the pool's, or one of this process alone.
@@ -70,6 +81,7 @@ def train_frozen(run_dir: Path, stop_after: int | None = None) -> dict[str, torc
     Args:
         run_dir: A frozen run.
         stop_after: Behave as if SIGTERM had come in this step; None: train to the end.
+        gradients: Takes every step's whole gradients, before clipping.
     """
     import torch.distributed as dist
     from rich.console import Console
@@ -90,13 +102,7 @@ def train_frozen(run_dir: Path, stop_after: int | None = None) -> dict[str, torc
         prepared = prepare(run.data, run.tokenizer, console=console)
         parts = build_parts(run, load_plan(run_dir), run_dir, prepared, info, console)
     stop = StopRequest()
-    if stop_after is not None:
-        inner = parts.step
-
-        def step(batches: Any, *, stop: bool) -> Any:
-            return inner(batches, stop=stop or parts.state.step + 1 == stop_after)
-
-        parts.step = step
+    parts.step = _WatchedStep(parts, stop_after, gradients)
     Trainer(parts, stop).run()
     for writer in parts.writers:
         writer.close()
@@ -106,13 +112,33 @@ def train_frozen(run_dir: Path, stop_after: int | None = None) -> dict[str, torc
     return weights
 
 
+class _WatchedStep:
+    """A step that asks to stop on cue, and takes note of gradients."""
+
+    def __init__(
+        self, parts: Any, stop_after: int | None, gradients: list[dict[str, torch.Tensor]] | None
+    ) -> None:
+        self._parts, self._inner = parts, parts.step
+        self._stop_after, self._gradients = stop_after, gradients
+        self.evaluate = parts.step.evaluate
+
+    def __call__(self, batches: Any, *, stop: bool) -> Any:
+        asked = self._parts.state.step + 1 == self._stop_after
+        result = self._inner(batches, stop=stop or asked)
+        if self._gradients is not None:
+            named = self._parts.model.module.named_parameters()
+            self._gradients.append({name: whole(p.grad) for name, p in named})
+        return result
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of `tensor`, unsharded. Collective where it is sharded."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
 def whole_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return every parameter unsharded. Collective where it is sharded."""
-    weights = {}
-    for name, parameter in module.named_parameters():
-        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-        weights[name] = whole.detach().clone()
-    return weights
+    return {name: whole(parameter) for name, parameter in module.named_parameters()}
 
 
 def metric_lines(run_dir: Path) -> list[dict[str, Any]]:

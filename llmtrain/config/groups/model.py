@@ -32,6 +32,11 @@ class ModelConfig:
     """Standard deviation of the initial weights; projections into the residual stream are divided
     by sqrt(2 n_layers) (GPT-2, Radford et al. 2019, section 2.3)."""
 
+    @property
+    def ffn_width(self) -> int:
+        """Hidden width of the feed-forward."""
+        raise NotImplementedError
+
     def __post_init__(self) -> None:
         for key in ("n_layers", "n_heads", "dim", "seq_len"):
             require(getattr(self, key) > 0, f"model.{key}={getattr(self, key)} must be positive.")
@@ -59,6 +64,11 @@ class GPTConfig(ModelConfig):
     tie_embeddings: bool = True
     """Use the token embedding as the output head, as GPT-2 does."""
 
+    @property
+    def ffn_width(self) -> int:
+        """Hidden width of the feed-forward."""
+        return self.ffn_dim or 4 * self.dim
+
 
 @dataclass(kw_only=True)
 class LlamaConfig(ModelConfig):
@@ -73,6 +83,14 @@ class LlamaConfig(ModelConfig):
     """What a derived `ffn_dim` is rounded up to."""
     rope_theta: float = 10_000.0
     """Base of the rotary wavelengths (arXiv:2104.09864, section 3.2.2)."""
+
+    @property
+    def ffn_width(self) -> int:
+        """As given, else 8/3 dim rounded up (arXiv:2302.13971, section 2.2)."""
+        if self.ffn_dim is not None:
+            return self.ffn_dim
+        multiple = self.ffn_multiple_of
+        return -(-8 * self.dim // (3 * multiple)) * multiple
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,17 @@
 
 from dataclasses import dataclass
 
-from llmtrain.errors import require
+from llmtrain.errors import require, require_choice
+
+SCHEDULES = {
+    "GPipe": range(1, 2),
+    "1F1B": range(1, 2),
+    "Interleaved1F1B": range(2, 1000),
+    "InterleavedZeroBubble": range(2, 1000),
+    "ZBVZeroBubble": range(2, 3),
+    "DualPipeV": range(2, 3),
+}
+"""PyTorch's names of pipeline schedules, and how many stages a process may hold in each."""
 
 
 @dataclass(kw_only=True)
@@ -14,7 +24,7 @@ class StrategyConfig:
     """
 
     name: str
-    """single | data."""
+    """single | data | model | pipeline | hybrid."""
     dp_replicate: int | None = None
     """Replicas of the model. Between them only gradients (or, in semi-sync modes, weights) move."""
     dp_shard: int | None = None
@@ -28,6 +38,16 @@ class StrategyConfig:
     """Tensor parallel: processes that share one layer."""
     pp: int = 1
     """Pipeline parallel: processes that share the stack of layers."""
+    sequence_parallel: bool = True
+    """With tp: cut the activations between attention and feed-forward along the sequence too."""
+    schedule: str = "1F1B"
+    """With pp: GPipe | 1F1B | Interleaved1F1B | InterleavedZeroBubble | ZBVZeroBubble | DualPipeV.
+    The micro-batches are those of train.micro_batch_size."""
+    stages_per_rank: int | None = None
+    """With pp: stages each process holds; null: 1 for GPipe and 1F1B, 2 for the others."""
+    cut: str = "balanced"
+    """With pp: uniform (as many blocks in each stage) | balanced (by multiplications, the head
+    counted)."""
 
     def __post_init__(self) -> None:
         for key in ("dp_replicate", "dp_shard", "cp", "tp", "pp"):
@@ -36,7 +56,26 @@ class StrategyConfig:
                 value is None or value == -1 or value > 0,
                 f"strategy.{key}={value} must be a positive count, or -1 for the rest.",
             )
+        require_choice("strategy.schedule", self.schedule, tuple(SCHEDULES))
+        require_choice("strategy.cut", self.cut, ("uniform", "balanced"))
+        wanted = SCHEDULES[self.schedule]
+        require(
+            self.stages_per_rank is None or self.stages_per_rank in wanted,
+            f"strategy.stages_per_rank={self.stages_per_rank}: strategy.schedule={self.schedule} "
+            f"takes {_spoken(wanted)} a process.",
+        )
         require(self.zero in (0, 1, 2, 3), f"strategy.zero={self.zero} must be 0, 1, 2 or 3.")
+
+    @property
+    def stages(self) -> int:
+        """Stages of a pipeline that each process holds."""
+        return self.stages_per_rank or SCHEDULES[self.schedule][0]
+
+
+def _spoken(stages: range) -> str:
+    """Return "2 stages" or "2 or more stages"."""
+    more = "" if len(stages) == 1 else " or more"
+    return f"{stages[0]}{more} stage{'s' if stages[0] > 1 or more else ''}"
 
 
 @dataclass(kw_only=True)
@@ -51,3 +90,26 @@ class DataStrategyConfig(StrategyConfig):
     """Every process sees its own part of the batch: DDP, ZeRO-1/2/3, HSDP."""
 
     name: str = "data"
+
+
+@dataclass(kw_only=True)
+class ModelStrategyConfig(StrategyConfig):
+    """Every layer is cut over the processes: tensor and sequence parallel."""
+
+    name: str = "model"
+    tp: int = -1
+
+
+@dataclass(kw_only=True)
+class PipelineStrategyConfig(StrategyConfig):
+    """The stack of layers is cut over the processes."""
+
+    name: str = "pipeline"
+    pp: int = -1
+
+
+@dataclass(kw_only=True)
+class HybridStrategyConfig(StrategyConfig):
+    """Any product of the axes; data parallelism takes the rest of the processes."""
+
+    name: str = "hybrid"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from llmtrain.errors import require, require_choice
 
+CHECKPOINTING = ("none", "selective", "full")
+
 
 @dataclass(kw_only=True)
 class TrainConfig:
@@ -26,6 +28,11 @@ class TrainConfig:
     """bf16 (weights and optimizer stay fp32, matrix products in bf16) | fp32 | fp64."""
     device: str = "auto"
     """auto (cuda where there is one) | cpu | cuda."""
+    activation_checkpointing: str = "none"
+    """What of a block is computed again in the backward instead of kept: none | selective (all but
+    matrix products and attention) | full (all of it). Results are the same bit for bit."""
+    compile: bool = False
+    """Compile each block with torch.compile. The first step takes longer, a minute or so."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0: off."""
     label_smoothing: float = 0.0
@@ -61,6 +68,9 @@ class TrainConfig:
             )
         require(0 <= self.seed < 2**63, f"train.seed={self.seed} must be from 0 to 2^63 - 1.")
         require_choice("train.precision", self.precision, ("bf16", "fp32", "fp64"))
+        require_choice(
+            "train.activation_checkpointing", self.activation_checkpointing, CHECKPOINTING
+        )
         require_choice("train.device", self.device, ("auto", "cpu", "cuda"))
         require(
             self.max_grad_norm >= 0,

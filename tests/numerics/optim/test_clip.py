@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from llmtrain.optim.clip import clip_grads, grad_norm
 from llmtrain.distributed.shards import BLOCK
+from llmtrain.optim.clip import clip_grads, grad_norm
 
 
 def with_grads(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:

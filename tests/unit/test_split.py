@@ -1,0 +1,139 @@
+"""Strategies that cannot be: refused with the keys, the values and a fix that works."""
+
+import re
+
+import pytest
+
+from llmtrain.config.plan import Plan, make_plan
+from llmtrain.errors import ConfigError
+from llmtrain.parallel.cut import balanced_cut, uniform_cut
+from tests.support.runs import compose_run
+
+MODEL = ("model.n_layers=6", "model.n_heads=6", "model.dim=48", "model.seq_len=48")
+
+
+def plan(*overrides: str, world_size: int | None = None) -> Plan:
+    return make_plan(compose_run("train.steps=500", *overrides), gpus=0, world_size=world_size)
+
+
+@pytest.mark.parametrize(
+    ("words", "world_size", "said"),
+    [
+        ("strategy=model", 4, ["strategy.tp=4", "model.n_heads=6", "try 1, 2, 3, 6"]),
+        ("model=llama_tiny strategy=model model.n_kv_heads=2 model.n_heads=6 model.dim=96", 3,
+         ["strategy.tp=3", "model.n_kv_heads=2", "try 1, 2"]),
+        ("strategy=model model.ffn_dim=99", 2, ["feed-forward width 99", "model.ffn_dim=100"]),
+        ("strategy=model model.seq_len=47", 2,
+         ["model.seq_len=47", "model.seq_len=48", "strategy.sequence_parallel=false"]),
+        ("strategy=hybrid strategy.tp=1 strategy.cp=4", 4, ["strategy.cp=4", "= 6", "1, 2, 3, 6"]),
+        ("strategy=hybrid strategy.tp=3 strategy.cp=4", 12, ["strategy.cp=4", "= 2", "try 1, 2"]),
+        ("strategy=hybrid strategy.tp=1 strategy.cp=3 model.seq_len=47", 3, ["model.seq_len=48"]),
+        ("strategy=pipeline train.global_batch_size=8", 8,
+         ["strategy.pp=8", "8 stages", "model.n_layers=6", "strategy.pp=6"]),
+        ("strategy=pipeline strategy.schedule=Interleaved1F1B train.global_batch_size=8", 4,
+         ["strategy.pp=4", "8 stages", "strategy.pp=3"]),
+        ("strategy=pipeline train.global_batch_size=8 train.micro_batch_size=4", 4,
+         ["1F1B needs 4 micro-batches", "has 2", "train.micro_batch_size=2"]),
+        ("strategy=pipeline strategy.schedule=DualPipeV train.global_batch_size=3", 2,
+         ["DualPipeV needs 4 micro-batches", "train.global_batch_size"]),
+        ("strategy=pipeline strategy.schedule=Interleaved1F1B train.global_batch_size=6"
+         " train.micro_batch_size=2", 2,
+         ["multiple of strategy.pp=2", "has 3", "train.micro_batch_size=3"]),
+        ("strategy=pipeline strategy.schedule=1f1b", 2, ["strategy.schedule=1f1b", "1F1B"]),
+        ("strategy=pipeline strategy.cut=even", 2, ["strategy.cut=even", "uniform, balanced"]),
+        ("strategy=pipeline strategy.stages_per_rank=2", 2, ["1F1B takes 1 stage a process"]),
+        ("strategy=hybrid strategy.tp=1 strategy.pp=2 strategy.zero=3 strategy.dp_shard=2"
+         " strategy.schedule=ZBVZeroBubble", 4, ["strategy.zero=3", "strategy.zero=2", "1F1B"]),
+        ("strategy=hybrid strategy.tp=1 strategy.pp=2 strategy.zero=1 strategy.dp_shard=2"
+         " strategy.schedule=ZBVZeroBubble model.tie_embeddings=true", 4, ["tie_embeddings=false"]),
+        ("strategy=hybrid strategy.tp=2 strategy.pp=2 strategy.dp_replicate=2", 4,
+         ["4 processes", "makes 8", "start 8"]),
+        ("strategy=model strategy.pp=2", 4, ["strategy.pp=2", "strategy=hybrid"]),
+        ("strategy=model strategy.zero=3", 2, ["strategy.zero=3", "strategy=hybrid"]),
+        ("strategy=single strategy.dp_replicate=2", 2, ["dp_replicate=2", "strategy=data"]),
+        ("strategy=hybrid strategy.tp=-1 strategy.pp=-1", 4, ["only one axis can take the rest"]),
+    ],
+)  # fmt: skip
+def test_refused(words: str, world_size: int, said: list[str]) -> None:
+    model = () if "model=llama" in words else MODEL
+    with pytest.raises(ConfigError) as refusal:
+        plan(*model, *words.split(), world_size=world_size)
+    for part in said:
+        assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "world_size", "fix"),
+    [
+        ("strategy=model", 4, r"try .*\b(2)\b"),
+        ("strategy=pipeline train.global_batch_size=8 train.micro_batch_size=4", 4, r"(train\.\S+)\."),
+        ("strategy=model model.seq_len=47", 2, r"(model\.seq_len=48)"),
+        ("strategy=model model.ffn_dim=99", 2, r"(model\.ffn_dim=100)"),
+    ],
+)  # fmt: skip
+def test_the_fix_works(words: str, world_size: int, fix: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        plan(*MODEL, *words.split(), world_size=world_size)
+    found = re.findall(fix, str(refusal.value))
+    assert found
+    if found[-1].isdigit():
+        assert plan(*MODEL, *words.split(), world_size=int(found[-1])).tp == int(found[-1])
+    else:
+        assert plan(*MODEL, *words.split(), found[-1], world_size=world_size)
+
+
+@pytest.mark.parametrize(
+    ("words", "world_size", "axes"),
+    [
+        ("strategy=model", None, {"tp": 2}),
+        ("strategy=pipeline", None, {"pp": 2}),
+        ("strategy=hybrid", None, {"tp": 2, "dp_replicate": 2}),
+        ("strategy=hybrid strategy.zero=3", 8, {"tp": 2, "dp_shard": 4}),
+        ("strategy=hybrid strategy.tp=-1 strategy.pp=2 strategy.dp_replicate=1", 4,
+         {"tp": 2, "pp": 2}),
+        ("strategy=hybrid strategy.tp=1 strategy.cp=2 strategy.dp_replicate=-1", 6,
+         {"cp": 2, "dp_replicate": 3}),
+    ],
+)  # fmt: skip
+def test_the_rest_of_the_processes(
+    words: str, world_size: int | None, axes: dict[str, int]
+) -> None:
+    found = plan(*MODEL, "train.global_batch_size=24", *words.split(), world_size=world_size)
+    whole = {"pp": 1, "dp_replicate": 1, "dp_shard": 1, "cp": 1, "tp": 1} | axes
+    assert {axis: found.axis(axis) for axis in whole} == whole
+
+
+@pytest.mark.parametrize(("batch", "micro"), [(64, 8), (8, 1), (4, 1), (12, 1)])
+def test_a_pipeline_gets_micro_batches(batch: int, micro: int) -> None:
+    found = plan(*MODEL, "strategy=pipeline", f"train.global_batch_size={batch}", world_size=2)
+    assert found.micro_batch_size == micro
+
+
+def test_cuts() -> None:
+    assert uniform_cut(7, 3) == [range(3), range(3, 5), range(5, 7)]
+    assert balanced_cut([1.0] * 7, 3) == [range(2), range(2, 4), range(4, 7)]
+    # A head worth two blocks: the last stage holds one.
+    assert balanced_cut([1.0] * 7, 3, last=2.0)[-1] == range(6, 7)
+    assert balanced_cut([5.0, 1.0, 1.0, 1.0, 1.0, 1.0], 2) == [range(1), range(1, 6)]
+
+
+def test_no_cut_is_better_than_the_balanced_one() -> None:
+    """Against every possible cut."""
+    import itertools
+
+    costs = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
+    for stages in range(1, 6):
+        cut = balanced_cut(costs, stages, first=2.0, last=3.0)
+        best = min(
+            _largest([range(a, b) for a, b in itertools.pairwise((0, *inner, len(costs)))], costs)
+            for inner in itertools.combinations(range(1, len(costs)), stages - 1)
+        )
+        assert _largest(cut, costs) == best
+        assert [i for blocks in cut for i in blocks] == list(range(len(costs)))
+
+
+def _largest(cut: list[range], costs: list[float]) -> float:
+    sums = [sum(costs[i] for i in blocks) for blocks in cut]
+    sums[0] += 2.0
+    sums[-1] += 3.0
+    return max(sums)

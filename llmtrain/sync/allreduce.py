@@ -11,6 +11,7 @@ from torch import nn
 
 from llmtrain.config.groups.sync import SyncConfig
 from llmtrain.distributed.mesh import Mesh
+from llmtrain.distributed.shards import to_local
 from llmtrain.sync.interface import SyncReport
 
 
@@ -34,8 +35,12 @@ class AllReduce:
             zero: strategy.zero.
             micro_batches: Micro-batches in a step.
         """
-        total = sum(p.numel() * p.element_size() for p in module.parameters())
-        shard, replicate = mesh.size("dp_shard"), mesh.size("dp_replicate")
+        own = sum(to_local(p).numel() * p.element_size() for p in module.parameters())
+        cp, replicas = mesh.size("cp"), mesh.size("dp_replicate")
+        # Ranks of cp hold the same weights: FSDP shards over them, DDP reduces over them.
+        shard = mesh.size("dp_shard") * cp if zero else 1
+        replicate = replicas if zero else replicas * cp
+        total = own * shard  # what this rank's part of tp and pp is, unsharded
         gathers = {0: 0, 1: 1, 2: 1, 3: 2 * micro_batches}[zero]
         scatters = {0: 0, 1: 1, 2: micro_batches, 3: micro_batches}[zero]
         inside = (gathers + scatters) * (shard - 1) / shard * total

@@ -66,7 +66,8 @@ def test_refused(words: str, world_size: int, said: list[str]) -> None:
     ("words", "world_size", "fix"),
     [
         ("strategy=model", 4, r"try .*\b(2)\b"),
-        ("strategy=pipeline train.global_batch_size=8 train.micro_batch_size=4", 4, r"(train\.\S+)\."),
+        ("strategy=pipeline train.global_batch_size=8 train.micro_batch_size=4", 4,
+         r"(train\.\S+)\."),
         ("strategy=model model.seq_len=47", 2, r"(model\.seq_len=48)"),
         ("strategy=model model.ffn_dim=99", 2, r"(model\.ffn_dim=100)"),
     ],

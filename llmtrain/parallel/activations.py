@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -35,7 +36,7 @@ KEPT = {
 """What `selective` keeps: all that costs more to compute, or to send, again than to hold."""
 
 
-def apply_checkpointing(block: Block, kind: str) -> None:
+def apply_checkpointing(block: nn.Module, kind: str) -> None:
     """Let `block` drop activations, in place.
 
     Args:
@@ -44,6 +45,7 @@ def apply_checkpointing(block: Block, kind: str) -> None:
     """
     if kind == "none":
         return
+    assert isinstance(block, Block)
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if kind == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)

@@ -30,6 +30,12 @@ def _task(options: Options) -> int:
     return run_task_command(options)
 
 
+def _verify(options: Options) -> int:
+    from llmtrain.commands.verify import run_verify
+
+    return run_verify(options)
+
+
 def _doctor(options: Options) -> int:
     from llmtrain.commands.doctor import run_doctor
 
@@ -41,6 +47,7 @@ HANDLERS: dict[str, Callable[[Options], int]] = {
     "prepare": _task,
     "evaluate": _task,
     "generate": _task,
+    "verify": _verify,
     "doctor": _doctor,
 }
 """What runs each of `options.COMMANDS`."""

@@ -41,7 +41,7 @@ def main() -> int:
     """Run the task that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(prog="llmtrain.worker")
     parser.add_argument("run_dir", nargs="?")
-    parser.add_argument("--task", choices=("prepare", "evaluate", "generate"))
+    parser.add_argument("--task", choices=("prepare", "evaluate", "generate", "verify"))
     parser.add_argument("--request", default="{}")
     args = parser.parse_args()
     die_with_parent()
@@ -60,11 +60,16 @@ def run_task(task: str, request: dict[str, Any]) -> int:
     """Run a task of one process.
 
     Args:
-        task: prepare | evaluate | generate.
-        request: The command's configuration as plain values.
+        task: prepare | evaluate | generate | verify.
+        request: The command's configuration as plain values; for verify, the folder and what to do
+            with it.
     """
     logging.captureWarnings(True)
     try:
+        if task == "verify":
+            from llmtrain.tasks.verify import run_verify
+
+            return run_verify(**request)
         config: Any = from_dict(ROOTS[task], request, f"llmtrain {task}")
         if task == "prepare":
             from llmtrain.tasks.prepare import run_prepare

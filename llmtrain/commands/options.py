@@ -55,6 +55,17 @@ COMMANDS = {
         ),
         frozenset({"--cfg", "--json"}),
     ),
+    "verify": Command(
+        "prove that strategies compute what one process computes: losses, gradients and weights",
+        (
+            "verify",
+            "verify verify.quick=true",
+            "verify model=llama_micro verify.strategies=[tp2,pp2_1f1b,zero3xtp2] verify.steps=10",
+            "verify 'verify.strategies=[\"strategy=model launcher.nproc_per_node=4\"]'",
+            "verify train.precision=fp32 run_dir=runs/verify/fp32 --json",
+        ),
+        frozenset({"--cfg", "--config-dir", "--json"}),
+    ),
     "doctor": Command(
         "what this machine offers, and what to mend: devices, backends, ports, disk, versions",
         ("doctor", "doctor --json"),

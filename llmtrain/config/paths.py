@@ -16,6 +16,7 @@ TOKENIZER = "tokenizer.json"
 LOGS = "logs"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+RECORDS = "records"
 
 
 def conf_dir() -> Path:

@@ -19,6 +19,7 @@ from llmtrain.config.groups.strategy import StrategyConfig
 from llmtrain.config.groups.sync import SyncConfig
 from llmtrain.config.groups.tokenizer import TokenizerConfig
 from llmtrain.config.groups.train import TrainConfig
+from llmtrain.config.groups.verify import VerifyConfig
 
 
 @dataclass(kw_only=True)
@@ -51,3 +52,12 @@ class PrepareConfig:
     data: DataConfig = MISSING
     json: bool = False
     """Print one JSON object on stdout instead of a table."""
+
+
+@dataclass(kw_only=True)
+class VerifyRunConfig(RunConfig):
+    """`llmtrain verify`: a run, and the strategies under which it is compared with one process."""
+
+    verify: VerifyConfig = MISSING
+    json: bool = False
+    """Print verify.json on stdout instead of a table."""

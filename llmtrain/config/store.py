@@ -24,9 +24,10 @@ from llmtrain.config.groups import (
     sync,
     tokenizer,
     train,
+    verify,
 )
 from llmtrain.config.groups.inference import EvaluateConfig, GenerateConfig
-from llmtrain.config.schema import PrepareConfig, RunConfig
+from llmtrain.config.schema import PrepareConfig, RunConfig, VerifyRunConfig
 from llmtrain.errors import ConfigError, require_choice
 
 SCHEMAS: dict[str, dict[str, type]] = {
@@ -77,6 +78,7 @@ PLAIN_SCHEMAS: dict[str, type] = {
     "train": train.TrainConfig,
     "checkpoint": checkpoint.CheckpointConfig,
     "metrics": metrics.MetricsConfig,
+    "verify": verify.VerifyConfig,
 }
 """Groups whose choices all have the same fields."""
 
@@ -85,6 +87,7 @@ ROOTS: dict[str, type] = {
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
+    "verify": VerifyRunConfig,
 }
 """The root dataclass of each command that takes overrides."""
 

@@ -123,13 +123,16 @@ def first_failure(failures: list[Failure]) -> Failure:
     return min(failures, key=order)
 
 
-def report_failure(run_dir: Path, failures: list[Failure], *, since: float) -> int:
+def report_failure(
+    run_dir: Path, failures: list[Failure], *, since: float, shown: bool = True
+) -> int:
     """Tell the first of `failures`, complete result.json, and return the launcher's exit code.
 
     Args:
         run_dir: The run directory.
         failures: Every rank that did not end well.
         since: When this start began, unix s.
+        shown: Whether to print it too; its record is made in any case.
     """
     first = first_failure(failures)
     if first.stopped:
@@ -140,9 +143,11 @@ def report_failure(run_dir: Path, failures: list[Failure], *, since: float) -> i
     summary = describe(first)
     complete_result(run_dir, "failed", f"rank {first.rank}: {summary}", since=since)
     if first.user_error:
-        if not any(failure.rank == 0 and failure.user_error for failure in failures):
+        if shown and not any(failure.rank == 0 and failure.user_error for failure in failures):
             show_error("error", str((first.report or {}).get("message", summary)))
         return EXIT_USER
+    if not shown:
+        return EXIT_BUG
     log = log_path(run_dir, first.rank)
     others = len(failures) - 1
     body = [summary]

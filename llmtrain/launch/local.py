@@ -28,32 +28,43 @@ PYTHON = (sys.executable, "-P", "-m")
 """-P: a stray `random.py` in the current folder is not imported in place of the real one."""
 
 
-def launch(run_dir: Path, processes: int, launcher: LauncherConfig) -> int:
-    """Train from the frozen `run_dir` with `processes` workers; return the exit code."""
+def launch(
+    run_dir: Path, processes: int, launcher: LauncherConfig, *, output: Path | None = None
+) -> int:
+    """Train from the frozen `run_dir` with `processes` workers; return the exit code.
+
+    Args:
+        run_dir: The run directory.
+        processes: Workers.
+        launcher: How they are started.
+        output: Takes all that is printed, failures too; null: the terminal does.
+    """
     clear_stale(run_dir)
     since = time.time()
     if processes == 1:
         command = [*PYTHON, "llmtrain.worker", str(run_dir)]
     else:
         command = [*PYTHON, "llmtrain.agent", str(run_dir), "--nproc-per-node", str(processes)]
-    ended = supervise(command, worker_environment(launcher, processes))
+    ended = supervise(command, worker_environment(launcher, processes), output)
     if ended.stopped_by is not None and ended.exit_code > 128:
         complete_result(run_dir, stop_status(ended.exit_code), None, since=since)
         return ended.exit_code
     if ended.code == EXIT_OK:
         return EXIT_OK
+    shown = output is None
     if processes == 1:
         failures = read_failures(run_dir, {0: (ended.code, time.time())})
-        return report_failure(run_dir, failures, since=since)
-    return _after_agent(run_dir, ended, since)
+        return report_failure(run_dir, failures, since=since, shown=shown)
+    return _after_agent(run_dir, ended, since, shown=shown)
 
 
-def _after_agent(run_dir: Path, ended: Ended, since: float) -> int:
+def _after_agent(run_dir: Path, ended: Ended, since: float, *, shown: bool) -> int:
     """Return the exit code after an agent, which has told its workers' failure if it could."""
     if ended.code < 0:
         error = f"the agent was killed by signal {-ended.code}"
         complete_result(run_dir, "failed", error, since=since)
-        show_error("launch failed", f"{error}; its workers ended with it.", footer=str(run_dir))
+        if shown:
+            show_error("launch failed", f"{error}; its workers ended with it.", footer=str(run_dir))
         return EXIT_BUG
     return ended.code
 

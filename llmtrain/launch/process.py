@@ -120,22 +120,25 @@ def _handling(forwarder: _Forwarder) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def supervise(command: Sequence[str], env: Mapping[str, str]) -> Ended:
+def supervise(command: Sequence[str], env: Mapping[str, str], output: Path | None = None) -> Ended:
     """Run `command` to its end, passing signals on. To be called in the main thread.
 
     Args:
         command: What to start.
         env: The child's whole environment.
+        output: Takes all that the child prints; null: it prints where this process does.
 
     Raises:
         OSError: when it cannot be started.
     """
     forwarder = _Forwarder()
     sys.stdout.flush()
-    with _handling(forwarder):
+    with _handling(forwarder), contextlib.ExitStack() as files:
+        stream = files.enter_context(output.open("wb")) if output is not None else None
         child = subprocess.Popen(
-            command, env={**env, PARENT_ENV: str(os.getpid())}, start_new_session=True
-        )
+            command, env={**env, PARENT_ENV: str(os.getpid())}, start_new_session=True,
+            stdout=stream, stderr=stream,
+        )  # fmt: skip
         forwarder.child = child
         forwarder.pass_on()  # what came while the child was being started
         code = child.wait()

@@ -80,7 +80,7 @@ def build_parts(
         mesh=mesh,
         model=model,
         step=_step(run, plan, mesh, model, info),
-        sync=_sync(run, plan, mesh, model),
+        sync=_sync(run, plan, mesh, model, run_dir),
         optimizers=build_optimizers(
             run.optimizer, model.module, no_decay=shapes.NO_DECAY, hidden=shapes.HIDDEN
         ),
@@ -126,11 +126,19 @@ def _step(
     )
 
 
-def _sync(run: RunConfig, plan: Plan, mesh: Mesh, model: ParallelModel) -> SyncStrategy:
-    return build_sync(
+def _sync(
+    run: RunConfig, plan: Plan, mesh: Mesh, model: ParallelModel, run_dir: Path
+) -> SyncStrategy:
+    sync = build_sync(
         run.sync, model.module, mesh, zero=run.strategy.zero,
         micro_batches=plan.gradient_accumulation_steps,
     )  # fmt: skip
+    if not run.metrics.record:
+        return sync
+    # Imported here: only `llmtrain verify` asks for it.
+    from llmtrain.train.record import RecordingSync
+
+    return RecordingSync(sync, model.module, mesh, run_dir)
 
 
 def _complete_plan(plan: Plan, run: RunConfig, shapes: Transformer, dataset: TokenDataset) -> Plan:

@@ -22,7 +22,7 @@ def test_every_combination(train: Composer) -> None:
 
 def test_choice_and_glob(train: Composer) -> None:
     jobs, _ = make_jobs(train, ["model=glob(llama_*,exclude=llama_*0*)", "train.seed=choice(1,2)"])
-    assert len(jobs) == 2 * 3  # llama_1b, llama_8b, llama_tiny
+    assert len(jobs) == 2 * 4  # llama_1b, llama_8b, llama_micro, llama_tiny
 
 
 def test_a_sweep_of_yaml_and_what_is_typed_wins(train: Composer) -> None:

@@ -33,14 +33,6 @@ class Dropout(nn.Module):
         """
         if not self.training or self.p == 0.0:
             return x_BTD
-        return self._masked(x_BTD, sample_ids_B, positions_T)
-
-    @torch.compiler.disable
-    def _masked(
-        self, x_BTD: torch.Tensor, sample_ids_B: torch.Tensor | None, positions_T: torch.Tensor
-    ) -> torch.Tensor:
-        # Not compiled: inductor's C++ does not wrap int32 as the hash needs (other masks, measured
-        # with torch 2.13), and each layer's own key would compile its block anew.
         if sample_ids_B is None:
             raise ValueError("dropout needs the sample ids of the batch")
         mask = keep_mask(self.key, sample_ids_B, positions_T, x_BTD.shape[-1], 1.0 - self.p)

@@ -24,6 +24,7 @@ from llmtrain.distributed.shards import settle_grads
 from llmtrain.models.init import init_weights, seed_dropout
 from llmtrain.models.transformer import SequencePart, Transformer
 from llmtrain.parallel.activations import apply_checkpointing
+from llmtrain.parallel.compiled import compile_block
 from llmtrain.parallel.data import (
     Microbatch,
     apply_ddp,
@@ -182,7 +183,7 @@ def _materialise(
         fill(block, f"blocks.{name}.")
         apply_checkpointing(block, run.train.activation_checkpointing)
         if run.train.compile:
-            block.compile()
+            compile_block(block)
         shard(block)
     for name, part in stage.named_children():
         # A tied head gets no weights of its own: `tie` gives it the embedding's.

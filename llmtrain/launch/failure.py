@@ -216,8 +216,9 @@ def complete_result(run_dir: Path, status: str, error: str | None, *, since: flo
         fresh = path.stat().st_mtime >= since
     except (OSError, ValueError, TypeError):
         written, fresh = {}, False
-    # Rank 0 writes "failed" with its own error, which may only be that another rank is gone.
-    if fresh and not status == "failed" == written.get("status"):
+    # Rank 0 writes "failed" with its own error, which may only be that another rank is gone; or
+    # "preempted", which may only be the agent's SIGTERM, since another rank is gone.
+    if fresh and (status != "failed" or written.get("status") not in ("failed", "preempted")):
         return
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps({**written, "status": status, "error": error}, indent=2) + "\n")

@@ -122,8 +122,9 @@ def test_an_earlier_starts_result_does_not(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"status": "failed", "step": 7, "error": "x"}
 
 
-def test_rank_0s_broken_connection_gives_way_to_the_cause(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["failed", "preempted"])
+def test_what_rank_0_died_of_gives_way_to_the_cause(status: str, tmp_path: Path) -> None:
     path = tmp_path / RESULT
-    path.write_text(json.dumps({"status": "failed", "step": 7, "error": "connection closed"}))
+    path.write_text(json.dumps({"status": status, "step": 7, "error": "connection closed"}))
     complete_result(tmp_path, "failed", "rank 1: killed", since=time.time() - 60)
     assert json.loads(path.read_text())["error"] == "rank 1: killed"

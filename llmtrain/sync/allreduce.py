@@ -8,11 +8,22 @@ import contextlib
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from llmtrain.config.groups.sync import SyncConfig
 from llmtrain.distributed.mesh import Mesh
-from llmtrain.distributed.shards import to_local
 from llmtrain.sync.interface import SyncReport
+
+
+def _numel(parameter: torch.Tensor) -> float:
+    """Return the elements that this rank's part over tp has, whatever FSDP shards of it."""
+    tp = 1
+    if isinstance(parameter, DTensor):
+        names = parameter.device_mesh.mesh_dim_names or ()
+        placed = dict(zip(names, parameter.placements, strict=False))
+        if "tp" in placed and not placed["tp"].is_replicate():
+            tp = parameter.device_mesh["tp"].size()
+    return parameter.numel() / tp
 
 
 class AllReduce:
@@ -35,12 +46,12 @@ class AllReduce:
             zero: strategy.zero.
             micro_batches: Micro-batches in a step.
         """
-        own = sum(to_local(p).numel() * p.element_size() for p in module.parameters())
+        # This rank's part of tp and pp, unsharded.
+        total = sum(_numel(p) * p.element_size() for p in module.parameters())
         cp, replicas = mesh.size("cp"), mesh.size("dp_replicate")
         # Ranks of cp hold the same weights: FSDP shards over them, DDP reduces over them.
         shard = mesh.size("dp_shard") * cp if zero else 1
         replicate = replicas if zero else replicas * cp
-        total = own * shard  # what this rank's part of tp and pp is, unsharded
         gathers = {0: 0, 1: 1, 2: 1, 3: 2 * micro_batches}[zero]
         scatters = {0: 0, 1: 1, 2: micro_batches, 3: micro_batches}[zero]
         inside = (gathers + scatters) * (shard - 1) / shard * total

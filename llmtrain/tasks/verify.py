@@ -157,9 +157,11 @@ def show(verification: Verification, root: Path) -> None:
             console.print(Text(_told(row)), soft_wrap=True)
     failed = sum(not row["passed"] for row in verification.comparisons)
     total = len(verification.comparisons)
+    names = [row["name"] for row in verification.comparisons]
+    passed = f"All {total} strategies compute" if total > 1 else f"{names[0]} computes"
     console.print(
         f"\n{failed} of {total} strategies FAIL; {root / REPORT} has every number."
-        if failed else f"\nAll {total} strategies compute what one process computes.",
+        if failed else f"\n{passed} what one process computes.",
         soft_wrap=True,
     )  # fmt: skip
 

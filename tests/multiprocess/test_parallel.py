@@ -114,18 +114,18 @@ TWO = [
 ]
 
 FOUR = [
-    "strategy=model",
     HYBRID + "2 strategy.dp_replicate=2" + M2,
-    HYBRID + "1 strategy.dp_replicate=2 strategy.pp=2" + M1,
     HYBRID + "2 strategy.pp=2" + M2,
+    HYBRID + "1 strategy.dp_replicate=2 strategy.pp=2" + M1,
     HYBRID + "2 strategy.zero=3 strategy.dp_shard=2" + M2,
+]
+
+FOUR_LONG = [
+    "strategy=model",
     HYBRID + "1 strategy.zero=3 strategy.dp_shard=2 strategy.pp=2" + M1,
     HYBRID + "1 strategy.zero=2 strategy.dp_shard=2 strategy.cp=2" + M1,
     HYBRID + "2 strategy.cp=2",
     "strategy=pipeline strategy.schedule=1F1B" + M2,
-]
-
-FOUR_LONG = [
     "strategy=pipeline strategy.schedule=GPipe" + M2,
     HYBRID + "2 strategy.zero=1 strategy.dp_shard=2 strategy.sequence_parallel=false" + M2,
     HYBRID + "1 strategy.cp=2 strategy.pp=2 strategy.schedule=Interleaved1F1B" + M2,
@@ -173,9 +173,7 @@ def test_two_processes(
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(
-    ("model", "layout"), [*_cells(FOUR, "llama", "gpt"), *_cells(SPLIT, "llama tied", "gpt untied")]
-)
+@pytest.mark.parametrize(("model", "layout"), _cells(FOUR, "llama", "gpt"))
 def test_four_processes(
     model: str,
     layout: str,
@@ -183,14 +181,15 @@ def test_four_processes(
     reference: Callable[[str], Trained],
     rank_pool: Callable[[int], RankPool],
 ) -> None:
-    if "strategy.zero=2" in layout and "ZeroBubble" in layout and model == "llama tied":
-        model = "llama"
     _check(model, layout, 4, tmp_path, reference, rank_pool(4))
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("model", "layout"), _cells(FOUR_LONG, "gpt", "llama tied"))
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [*_cells(FOUR_LONG, "gpt", "llama tied"), *_cells(SPLIT, "llama", "gpt untied")],
+)
 def test_four_processes_more(
     model: str,
     layout: str,

@@ -16,13 +16,7 @@ from llmtrain.models.layers import Dropout
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: x + attention(norm x), then x + ffn(norm x).
-
-    `recompute` is set by activation checkpointing: called with the block's computation and its
-    arguments, it returns the result and keeps less of what the backward needs.
-    """
-
-    recompute: Callable[..., torch.Tensor] | None = None
+    """One pre-norm transformer block: x + attention(norm x), then x + ffn(norm x)."""
 
     def __init__(
         self,
@@ -48,18 +42,6 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Return (B, T, D)."""
-        if self.recompute is not None and self.training:
-            return self.recompute(self._compute, x_BTD, positions_T, rotary, sample_ids_B)
-        return self._compute(x_BTD, positions_T, rotary, sample_ids_B, cache)
-
-    def _compute(
-        self,
-        x_BTD: torch.Tensor,
-        positions_T: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
-        sample_ids_B: torch.Tensor | None,
-        cache: LayerCache | None = None,
-    ) -> torch.Tensor:
         h_BTD = self.attention(self.attention_norm(x_BTD), rotary=rotary, cache=cache)
         x_BTD = x_BTD + self.attention_dropout(h_BTD, sample_ids_B, positions_T)
         h_BTD = self.ffn(self.ffn_norm(x_BTD))

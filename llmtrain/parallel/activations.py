@@ -49,7 +49,15 @@ def apply_checkpointing(block: nn.Module, kind: str) -> None:
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if kind == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    block.recompute = partial(checkpoint, **options)
+    forward = block.forward
+
+    def recomputed(*args: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return forward(*args)
+        result: torch.Tensor = checkpoint(forward, *args, **options)
+        return result
+
+    block.forward = recomputed  # type: ignore[method-assign,assignment]
 
 
 def _policy(context: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:

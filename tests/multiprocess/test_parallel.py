@@ -150,67 +150,38 @@ EIGHT = [
 ]
 
 
-def _cells(layouts: list[str], *models: str) -> list[object]:
+def _cells(world_size: int, layouts: list[str], *models: str, slow: bool = False) -> list[object]:
     """Each layout with its turn of `models`; with all the others it is slow."""
     cells = []
     for number, layout in enumerate(layouts):
         for place, model in enumerate(models):
-            marks = [] if place == number % len(models) else [pytest.mark.slow]
-            cells.append(pytest.param(model, layout, marks=marks, id=f"{model}, {layout}"))
+            short = place == number % len(models) and not slow
+            marks = [] if short else [pytest.mark.slow]
+            name = f"{world_size} processes, {model}, {layout}"
+            cells.append(pytest.param(model, layout, world_size, marks=marks, id=name))
     return cells
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("model", "layout"), _cells(TWO, "gpt", "llama", "gpt untied"))
-def test_two_processes(
-    model: str,
-    layout: str,
-    tmp_path: Path,
-    reference: Callable[[str], Trained],
-    rank_pool: Callable[[int], RankPool],
-) -> None:
-    _check(model, layout, 2, tmp_path, reference, rank_pool(2))
-
-
-@pytest.mark.multiprocess
-@pytest.mark.parametrize(("model", "layout"), _cells(FOUR, "llama", "gpt"))
-def test_four_processes(
-    model: str,
-    layout: str,
-    tmp_path: Path,
-    reference: Callable[[str], Trained],
-    rank_pool: Callable[[int], RankPool],
-) -> None:
-    _check(model, layout, 4, tmp_path, reference, rank_pool(4))
-
-
-@pytest.mark.slow
-@pytest.mark.multiprocess
 @pytest.mark.parametrize(
-    ("model", "layout"),
-    [*_cells(FOUR_LONG, "gpt", "llama tied"), *_cells(SPLIT, "llama", "gpt untied")],
+    ("model", "layout", "world_size"),
+    [
+        *_cells(2, TWO, "gpt", "llama", "gpt untied"),
+        *_cells(4, FOUR, "llama", "gpt"),
+        *_cells(4, FOUR_LONG, "gpt", "llama tied", slow=True),
+        *_cells(4, SPLIT, "llama", "gpt untied", slow=True),
+        *_cells(8, EIGHT, "gpt", "llama", slow=True),
+    ],
 )
-def test_four_processes_more(
+def test_many_processes_equal_one(
     model: str,
     layout: str,
+    world_size: int,
     tmp_path: Path,
     reference: Callable[[str], Trained],
     rank_pool: Callable[[int], RankPool],
 ) -> None:
-    _check(model, layout, 4, tmp_path, reference, rank_pool(4))
-
-
-@pytest.mark.slow
-@pytest.mark.multiprocess
-@pytest.mark.parametrize(("model", "layout"), _cells(EIGHT, "gpt", "llama"))
-def test_eight_processes(
-    model: str,
-    layout: str,
-    tmp_path: Path,
-    reference: Callable[[str], Trained],
-    rank_pool: Callable[[int], RankPool],
-) -> None:
-    _check(model, layout, 8, tmp_path, reference, rank_pool(8))
+    _check(model, layout, world_size, tmp_path, reference, rank_pool(world_size))
 
 
 @pytest.mark.slow

@@ -41,8 +41,7 @@ def test_activation_checkpointing_is_bitwise_the_same(family: str, kind: str) ->
         apply_checkpointing(block, kind)
     runs = []
     for block in model.blocks.values():
-        compute = block._compute
-        block._compute = lambda *args, compute=compute: runs.append(1) or compute(*args)
+        block.attention.register_forward_hook(lambda *_: runs.append(1))
     for ours, theirs in zip(_gradients(model), _gradients(plain), strict=True):
         assert torch.equal(ours, theirs)
     assert len(runs) == 6, "each of three blocks computes twice"

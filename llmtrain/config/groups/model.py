@@ -21,6 +21,8 @@ class ModelConfig:
     """Tokens in one sequence: the longest context the model is trained on."""
     vocab_size: int | None = None
     """Rows of the embedding; null: what the tokenizer needs."""
+    ffn_dim: int | None = None
+    """Hidden width of the feed-forward; null: 4 * dim."""
     tie_embeddings: bool = False
     """Use the token embedding as the output head."""
     dropout: float = 0.0
@@ -35,7 +37,7 @@ class ModelConfig:
     @property
     def ffn_width(self) -> int:
         """Hidden width of the feed-forward."""
-        raise NotImplementedError
+        return self.ffn_dim or 4 * self.dim
 
     def __post_init__(self) -> None:
         for key in ("n_layers", "n_heads", "dim", "seq_len"):
@@ -57,17 +59,10 @@ class GPTConfig(ModelConfig):
     """GPT-2: learned positions, LayerNorm, GELU (Radford et al. 2019)."""
 
     name: str = "gpt"
-    ffn_dim: int | None = None
-    """Hidden width of the feed-forward; null: 4 * dim."""
     bias: bool = True
     """Biases in the linear layers and norms."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head, as GPT-2 does."""
-
-    @property
-    def ffn_width(self) -> int:
-        """Hidden width of the feed-forward."""
-        return self.ffn_dim or 4 * self.dim
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,7 @@ LOGS = "logs"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 RECORDS = "records"
+PROFILE = "profile"
 
 
 def conf_dir() -> Path:

@@ -144,6 +144,7 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
         **axes,
     )
     _check_schedule(run, plan)
+    _check_trace(run, plan)
     check_split(run, axes, plan.gradient_accumulation_steps)
     return plan
 
@@ -254,6 +255,17 @@ def _check_schedule(run: RunConfig, plan: Plan) -> None:
         plan.steps is None or warmup < plan.steps or warmup == 0,
         f"scheduler.warmup_steps={warmup} must be under train.steps={plan.steps}; lower it, train "
         "longer, or set it to null for a tenth of training.",
+    )
+
+
+def _check_trace(run: RunConfig, plan: Plan) -> None:
+    metrics = run.metrics
+    needed = metrics.trace_after_steps + metrics.trace_steps
+    require(
+        not metrics.trace or plan.steps is None or needed <= plan.steps,
+        f"metrics.trace_after_steps={metrics.trace_after_steps} and metrics.trace_steps="
+        f"{metrics.trace_steps} trace up to step {needed}, and train.steps={plan.steps}; lower "
+        "them, or train longer.",
     )
 
 

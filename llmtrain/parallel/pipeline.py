@@ -21,21 +21,49 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
+from torch.profiler import record_function
 
 from llmtrain.config.plan import Plan
 from llmtrain.models.transformer import Transformer
+from llmtrain.parallel.bubble import replayed_bubble, textbook_bubble
 from llmtrain.parallel.precision import Precision
 from llmtrain.parallel.stages import StagePlace, rank_of_stage
 
+SPAN = "pipeline "
+"""What the name of a computation begins with in a trace; torch's name for it follows: stage, F, B,
+I or W, micro-batch, as in "pipeline 1F0"."""
+
 
 class _Stage(PipelineStage):
-    """A stage whose forward runs in the run's precision, and its backward outside of it."""
+    """A stage whose forward runs in the run's precision, and its backward outside of it.
+
+    What it computes is named in traces.
+    """
 
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
     def forward_maybe_with_nosync(self, *args: Any, **kwargs: Any) -> Any:
         with self.autocast():
             return super().forward_maybe_with_nosync(*args, **kwargs)
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        with record_function(f"{SPAN}{self.stage_index}F{fwd_chunk_id}"):
+            return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+
+    def backward_one_chunk(
+        self,
+        bwd_chunk_id: int,
+        loss: Any = None,
+        full_backward: bool = True,
+        last_backward: bool = False,
+    ) -> Any:
+        kind = "B" if full_backward else "I"
+        with record_function(f"{SPAN}{self.stage_index}{kind}{bwd_chunk_id}"):
+            return super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        with record_function(f"{SPAN}{self.stage_index}W{bwd_chunk_id}"):
+            return super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
 
 
 class Pipeline:
@@ -92,7 +120,8 @@ class Pipeline:
             built.append(stage)
         self._torch_schedule: Any = get_schedule_class(schedule)(
             built if plan.stages_per_rank > 1 else built[0],
-            n_microbatches=plan.gradient_accumulation_steps, loss_fn=loss, scale_grads=False,
+            n_microbatches=plan.gradient_accumulation_steps, loss_fn=self._named_loss,
+            scale_grads=False,
         )  # fmt: skip
 
     def train(
@@ -119,6 +148,20 @@ class Pipeline:
             sample_ids_B=sample_ids,
         )
         return [loss.detach() for loss in losses]
+
+    def _named_loss(self, *args: Tensor, **keywords: float) -> Tensor:
+        with record_function(f"{SPAN}loss"):
+            return self._loss(*args, **keywords)
+
+    @property
+    def ideal_bubble(self) -> float:
+        """The idle share, 0-1, that the schedule leaves with equal stages and free messages."""
+        plan = self._plan
+        if plan.stages_per_rank == 1:
+            # torch's table of 1F1B is for show, and lacks a forward; it runs another order.
+            return textbook_bubble(plan.pp, 1, plan.gradient_accumulation_steps)
+        order = self._torch_schedule.pipeline_order
+        return replayed_bubble(order, plan.pp * plan.stages_per_rank)
 
     @torch.no_grad()
     def evaluate(self, ids: Tensor, labels: Tensor, **keywords: float) -> list[Tensor]:

@@ -93,6 +93,8 @@ def build_parts(
         manifest=partial(_manifest, run, train_set.tokenizer().hash(), prepared.name),
     )
     restore(parts, console)
+    if run.metrics.trace:
+        _add_tracer(parts, run_dir, console)
     if info.is_main:
         _add_audience(parts, run_dir, console)
     return parts
@@ -182,6 +184,21 @@ def _add_audience(parts: Parts, run_dir: Path, console: Console) -> None:
     parts.progress = TrainProgress(
         console, steps=parts.plan.total_steps, start=start, shown=run.metrics.progress
     )
+
+
+def _add_tracer(parts: Parts, run_dir: Path, console: Console) -> None:
+    # Imported here: the profiler costs a start-up that others need not pay.
+    from llmtrain.train.trace import Tracer
+
+    tracer = Tracer(
+        parts.run.metrics, parts.plan, parts.info, run_dir / paths.PROFILE,
+        schedule=parts.run.strategy.schedule, ideal_bubble=parts.step.ideal_bubble,
+        say=partial(console.print, highlight=False, markup=False, soft_wrap=True),
+    )  # fmt: skip
+    if parts.plan.total_steps - parts.state.step < tracer.steps_needed:
+        log.warning("fewer steps are left than metrics.trace needs: nothing is traced")
+    else:
+        parts.traced = tracer.step
 
 
 def resolve_vocab_size(run: RunConfig, dataset: TokenDataset) -> int:

@@ -83,6 +83,11 @@ class PipelineStep:
         loss_sum = self._sum(losses) / scale
         return StepResult(loss_sum=loss_sum, tokens=counts.tokens, stop=counts.stop)
 
+    @property
+    def ideal_bubble(self) -> float:
+        """The idle share, 0-1, that the schedule leaves with equal stages and free messages."""
+        return self._pipeline.ideal_bubble
+
     def evaluate(self, batch: Batch) -> Tensor:
         """Return this rank's part of the summed loss. Collective over pp, cp and tp.
 

@@ -34,6 +34,10 @@ class StepResult:
 class TrainStep(Protocol):
     """A kind of step."""
 
+    @property
+    def ideal_bubble(self) -> float | None:
+        """The idle share, 0-1, that a pipeline's schedule leaves by theory; None: no pipeline."""
+
     def __call__(self, batches: Sequence[Batch], *, stop: bool) -> StepResult:
         """Leave in every parameter the gradient of the mean loss over the global batch."""
 
@@ -64,6 +68,8 @@ def agree(batches: Sequence[Batch], mesh: Mesh, *, stop: bool) -> Counts:
 
 class SequentialStep:
     """Micro-batches one after the other through a whole model."""
+
+    ideal_bubble = None
 
     def __init__(
         self,

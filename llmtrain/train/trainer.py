@@ -5,6 +5,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -53,6 +54,8 @@ class Parts:
     writers: Sequence[MetricsWriter] = ()
     """Rank 0's; the others have none."""
     progress: TrainProgress = field(default_factory=TrainProgress.silent)
+    traced: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
+    """What a step is done in: given its number, a `Tracer`'s context where steps are traced."""
     peak_flops: float = 0.0
     """Of one device, in FLOP/s; 0 where not known."""
 
@@ -101,7 +104,8 @@ class Trainer:
                 self._evaluate_and_keep_best()
             interval = Interval(time.perf_counter())
             while state.step < steps and not self._out_of_patience():
-                result, norm, report = self.one_step(interval)
+                with p.traced(state.step + 1):
+                    result, norm, report = self.one_step(interval)
                 if state.step % p.run.train.log_every_steps == 0 or state.step == steps:
                     interval = self._log(result, norm, report, interval)
                 if result.stop:

@@ -51,6 +51,8 @@ def plan(*overrides: str, world_size: int | None = None) -> Plan:
         ("strategy=model strategy.pp=2", 4, ["strategy.pp=2", "strategy=hybrid"]),
         ("strategy=model strategy.zero=3", 2, ["strategy.zero=3", "strategy=hybrid"]),
         ("strategy=single strategy.dp_replicate=2", 2, ["dp_replicate=2", "strategy=data"]),
+        ("metrics.trace=true train.steps=4 scheduler.warmup_steps=1", 1,
+         ["metrics.trace_after_steps=3", "metrics.trace_steps=2", "train.steps=4"]),
         ("strategy=hybrid strategy.tp=-1 strategy.pp=-1", 4, ["only one axis can take the rest"]),
     ],
 )  # fmt: skip

@@ -9,8 +9,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,40 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.case import CASES, Case
+from benchmarks.contender import Contender
+from benchmarks.strategies import STRATEGIES, measure_strategies
 from llmtrain.launch.environment import worker_environment
 from llmtrain.train.peak import measure_matmul_flops
 from tests.support.runs import compose_run, freeze_run
-
-
-class Side:
-    """A child process that runs steps on request."""
-
-    def __init__(self, kind: str, number: int, run_dir: Path, env: dict[str, str]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.side", kind, str(number), str(run_dir)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
-        )  # fmt: skip
-        self.flops_per_token = float(self._read()["flops_per_token"])
-
-    def seconds(self, steps: int) -> float:
-        """Run `steps` steps; return how long they took."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        return float(self._read()["seconds"])
-
-    def close(self) -> None:
-        """End the child."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _read(self) -> dict[str, float]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("a side of the benchmark died; its error is above")
-        return json.loads(line)
 
 
 def measure(number: int, case: Case, rounds: int, folder: Path) -> dict[str, float | str]:
@@ -61,8 +30,8 @@ def measure(number: int, case: Case, rounds: int, folder: Path) -> dict[str, flo
     run_dir = freeze_run(folder / str(number), *case.overrides, *quiet)
     launcher = compose_run(*case.overrides).launcher
     ours_env = worker_environment(launcher, 1)
-    ours = Side("ours", number, run_dir, ours_env)
-    plain = Side("plain", number, run_dir, dict(os.environ))
+    ours = Contender("ours", number, run_dir, ours_env)
+    plain = Contender("plain", number, run_dir, os.environ)
     tokens = case.batch * case.seq_len * case.steps_per_round
     ours_s, plain_s, peaks = [], [], []
     for _ in range(rounds):
@@ -84,28 +53,48 @@ def measure(number: int, case: Case, rounds: int, folder: Path) -> dict[str, flo
     }
 
 
+def show(rows: list[dict[str, float | str]], title: str, *, as_json: bool) -> None:
+    """Print rows as a table, or as one JSON object a line."""
+    if as_json:
+        for row in rows:
+            print(json.dumps(row), flush=True)
+        return
+    table = Table(*(name.replace("_", " ") for name in rows[0]), title=title)
+    for row in rows:
+        table.add_row(*(v if isinstance(v, str) else f"{v:,.4g}" for v in row.values()))
+    Console().print(table)
+
+
 def main() -> None:
-    """Measure every case and print the table (or one JSON object a line)."""
+    """Measure every case and every strategy, and print a table of each."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds of each case")
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds of each")
     parser.add_argument(
-        "--case", type=int, action="append", help="numbers of the cases; default all"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object a case on stdout")
+        "--case", type=int, action="append", default=[],
+        help=f"only this case beside the plain loop, 0 to {len(CASES) - 1}; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--strategy", action="append", default=[], choices=STRATEGIES,
+        help="only this strategy beside one process; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="strategies'")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row on stdout")
     args = parser.parse_args()
-    table = Table("case", "tokens/s", "plain loop", "ours : plain", "GFLOP/s", "of bf16 peak")
-    with tempfile.TemporaryDirectory(prefix="llmtrain-bench-") as folder:
-        for number in args.case or range(len(CASES)):
-            row = measure(number, CASES[number], args.rounds, Path(folder))
-            if args.json:
-                print(json.dumps(row), flush=True)
-            table.add_row(
-                str(row["case"]), f"{row['tokens_per_s']:,.0f}",
-                f"{row['plain_tokens_per_s']:,.0f}", f"{row['ratio']:.2f}",
-                f"{row['gflop_per_s']:.1f}", f"{row['share_of_bf16_peak']:.1%}",
-            )  # fmt: skip
-    if not args.json:
-        Console().print(table)
+    everything = not args.case and not args.strategy
+    with tempfile.TemporaryDirectory(prefix="llmtrain-bench-") as name:
+        folder = Path(name)
+        cases = [
+            measure(number, CASES[number], args.rounds, folder)
+            for number in (range(len(CASES)) if everything else args.case)
+        ]
+        if cases:
+            show(cases, "one process beside a plain-PyTorch loop", as_json=args.json)
+        if everything or args.strategy:
+            rows = measure_strategies(
+                args.strategy or list(STRATEGIES), args.precision, args.rounds, folder
+            )
+            title = f"two processes of one thread beside one of two, gpt_10m, {args.precision}"
+            show(rows, title, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llmtrain.config.groups.strategy import StrategyConfig
 from llmtrain.config.schema import RunConfig
-from llmtrain.config.split import check_split
+from llmtrain.config.split import check_split, check_vocabulary, least_micro_batches
 from llmtrain.durable import replace_text
 from llmtrain.errors import ConfigError, require
 
@@ -82,7 +82,11 @@ class Plan:
             vocab_size: Rows of the embedding.
             n_parameters: Parameters of the model, tied ones once.
             flops_per_token: See the field.
+
+        Raises:
+            ConfigError: when the vocabulary cannot be cut as asked.
         """
+        check_vocabulary(run, {axis: self.axis(axis) for axis in AXES}, vocab_size)
         steps = self.steps
         if steps is None:
             assert run.train.epochs is not None
@@ -122,7 +126,9 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
         f"try {_nearest_multiples(batch, dp)}.",
     )
     share = batch // dp
-    micro = run.train.micro_batch_size or share // _micro_batches(share, axes["pp"])
+    micro = run.train.micro_batch_size or share // _micro_batches(
+        share, axes["pp"], run.strategy.schedule
+    )
     require(
         share % micro == 0,
         f"train.micro_batch_size={micro} must divide the {share} sequences that each of {dp} "
@@ -145,18 +151,23 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
     )
     _check_schedule(run, plan)
     _check_trace(run, plan)
-    check_split(run, axes, plan.gradient_accumulation_steps)
+    check_split(run, axes, micro_batches=plan.gradient_accumulation_steps, micro_batch_size=micro)
+    if run.model.vocab_size is not None:
+        check_vocabulary(run, axes, run.model.vocab_size)
     return plan
 
 
-def _micro_batches(share: int, pp: int) -> int:
+def _micro_batches(share: int, pp: int, schedule: str) -> int:
     """Return how many micro-batches to make of `share` sequences where nothing is asked for.
 
-    One, or in a pipeline the fewest from 4 pp on: its bubble is then at most a fifth.
+    One, or in a pipeline the fewest from 4 pp on that its schedule takes: its bubble is then at
+    most a fifth.
     """
     if pp == 1:
         return 1
-    return next((n for n in range(4 * pp, share + 1) if share % n == 0), share)
+    _, multiple = least_micro_batches(schedule, pp)
+    fits = (n for n in range(4 * pp, share + 1) if share % n == 0 and n % multiple == 0)
+    return next(fits, share)
 
 
 def _steps(run: RunConfig, tokens_per_step: int) -> int | None:

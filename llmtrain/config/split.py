@@ -13,13 +13,22 @@ SPLIT_BACKWARD = ("InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV")
 """Schedules that compute the gradients of inputs first, and those of weights when there is time."""
 
 
-def check_split(run: RunConfig, axes: Mapping[str, int], micro_batches: int) -> None:
+def least_micro_batches(schedule: str, pp: int) -> tuple[int, int]:
+    """Return how many micro-batches `schedule` needs at least, and of what a multiple."""
+    least = {"1F1B": pp, "DualPipeV": 2 * pp}.get(schedule, 1)
+    return least, pp if schedule.startswith("Interleaved") else 1
+
+
+def check_split(
+    run: RunConfig, axes: Mapping[str, int], *, micro_batches: int, micro_batch_size: int
+) -> None:
     """Refuse a split that the model or the batch does not allow.
 
     Args:
         run: The configuration.
         axes: The size of every mesh axis.
         micro_batches: Micro-batches of a step, for each data-parallel process.
+        micro_batch_size: Sequences in each.
 
     Raises:
         ConfigError: names keys, values and a fix.
@@ -29,8 +38,42 @@ def check_split(run: RunConfig, axes: Mapping[str, int], micro_batches: int) -> 
     if axes["cp"] > 1:
         _check_cp(run, axes["cp"], axes["tp"])
     if axes["pp"] > 1:
-        _check_pp(run, axes["pp"], micro_batches)
+        _check_pp(run, axes, micro_batches, micro_batch_size)
     _check_sequence(run, axes)
+    _check_zero(run, axes)
+    kind, dropout = run.train.activation_checkpointing, run.model.dropout
+    require(
+        not run.train.compile or kind == "none" or dropout == 0.0,
+        f"train.compile=true with train.activation_checkpointing={kind} and model.dropout={dropout}"
+        ": dropout's masks stay out of what is compiled, and torch then compiles nothing of a "
+        "block that is computed again; set model.dropout=0, or one of the other two off.",
+    )
+
+
+def check_vocabulary(run: RunConfig, axes: Mapping[str, int], vocab_size: int) -> None:
+    """Refuse a vocabulary that cannot be cut as asked; the data may have to tell its size first.
+
+    Raises:
+        ConfigError: names keys, values and a fix.
+    """
+    tp = axes["tp"]
+    if vocab_size % tp == 0:
+        return
+    wider = -(-vocab_size // tp) * tp
+    fix = f"set model.vocab_size={wider} (the rows that are added are never asked for)."
+    require(
+        -(-vocab_size // tp) * (tp - 1) < vocab_size,
+        f"a vocabulary of {vocab_size} leaves one of strategy.tp={tp} processes without a row; "
+        + fix,
+    )
+    shards = axes["dp_shard"] * axes["cp"] if run.strategy.zero else 1
+    require(
+        shards <= 2,
+        f"a vocabulary of {vocab_size}, which strategy.tp={tp} does not divide, cannot be saved by "
+        f"strategy.zero={run.strategy.zero} over {shards} processes more (strategy.dp_shard="
+        f"{axes['dp_shard']} x strategy.cp={axes['cp']}): torch 2.13 misplaces uneven rows that "
+        f"are cut twice; {fix}",
+    )
 
 
 def _check_tp(run: RunConfig, tp: int) -> None:
@@ -64,6 +107,18 @@ def _check_cp(run: RunConfig, cp: int, tp: int) -> None:
     )
 
 
+def _check_zero(run: RunConfig, axes: Mapping[str, int]) -> None:
+    zero, replicas = run.strategy.zero, axes["dp_replicate"]
+    single = run.strategy.name == "data" and replicas == 1  # one process has nothing to share
+    require(
+        zero == 0 or single or axes["dp_shard"] * axes["cp"] > 1,
+        f"strategy.zero={zero} shards over strategy.dp_shard={axes['dp_shard']} x strategy.cp="
+        f"{axes['cp']} = 1 process, which is nothing; set "
+        + (f"strategy.dp_shard={replicas}, " if replicas > 1 else "strategy.dp_shard=2, ")
+        + "or strategy.zero=0.",
+    )
+
+
 def _check_sequence(run: RunConfig, axes: Mapping[str, int]) -> None:
     sequence_parallel = axes["tp"] > 1 and run.strategy.sequence_parallel
     parts = axes["cp"] * (axes["tp"] if sequence_parallel else 1)
@@ -76,8 +131,10 @@ def _check_sequence(run: RunConfig, axes: Mapping[str, int]) -> None:
     )
 
 
-def _check_pp(run: RunConfig, pp: int, micro_batches: int) -> None:
-    strategy, layers = run.strategy, run.model.n_layers
+def _check_pp(
+    run: RunConfig, axes: Mapping[str, int], micro_batches: int, micro_batch_size: int
+) -> None:
+    strategy, layers, pp = run.strategy, run.model.n_layers, axes["pp"]
     stages, schedule = pp * strategy.stages, strategy.schedule
     require(
         stages <= layers,
@@ -85,14 +142,13 @@ def _check_pp(run: RunConfig, pp: int, micro_batches: int) -> None:
         f"{stages} stages, and model.n_layers={layers}; try strategy.pp="
         f"{max(1, layers // strategy.stages)}, another schedule or more layers.",
     )
-    least = {"1F1B": pp, "DualPipeV": 2 * pp}.get(schedule, 1)
-    multiple = pp if schedule.startswith("Interleaved") else 1
-    share = micro_batches * (run.train.micro_batch_size or 1)
+    least, multiple = least_micro_batches(schedule, pp)
+    share, dp = micro_batches * micro_batch_size, axes["dp_replicate"] * axes["dp_shard"]
     fits = [n for n in _divisor_list(share) if n >= least and n % multiple == 0]
     fix = (
         f"try train.micro_batch_size={share // fits[0]}"
         if fits
-        else f"raise train.global_batch_size to {max(least, multiple)} a data-parallel process"
+        else f"try train.global_batch_size={-(-max(share, least) // multiple) * multiple * dp}"
     )
     require(
         micro_batches >= least,

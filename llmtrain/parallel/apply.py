@@ -121,7 +121,7 @@ def apply_parallel(
 
     return ParallelModel(
         module=module, stages=stages, places=own, forward=forward, microbatch=microbatch,
-        vocab_part=_vocab_part(build, mesh),
+        vocab_part=_vocab_part(plan, mesh),
         copies=[tied] if tied is not None and not own[0].is_first else [],
         finish_grads=finish_grads,
         after_forward_only=partial(_reshard_all, stages if fsdp is not None else ()),
@@ -137,10 +137,11 @@ def _stage(model: Transformer, place: StagePlace, run: RunConfig, mesh: Mesh) ->
     return model
 
 
-def _vocab_part(build: Callable[[], Transformer], mesh: Mesh) -> VocabPart | None:
-    if mesh.size("tp") == 1:
+def _vocab_part(plan: Plan, mesh: Mesh) -> VocabPart | None:
+    if plan.tp == 1:
         return None
-    return VocabPart(mesh.group("tp"), build().embed.num_embeddings)
+    assert plan.vocab_size is not None
+    return VocabPart(mesh.group("tp"), plan.vocab_size)
 
 
 def _split(stage: Transformer, run: RunConfig, mesh: Mesh) -> None:

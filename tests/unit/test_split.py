@@ -51,6 +51,17 @@ def plan(*overrides: str, world_size: int | None = None) -> Plan:
         ("strategy=model strategy.pp=2", 4, ["strategy.pp=2", "strategy=hybrid"]),
         ("strategy=model strategy.zero=3", 2, ["strategy.zero=3", "strategy=hybrid"]),
         ("strategy=single strategy.dp_replicate=2", 2, ["dp_replicate=2", "strategy=data"]),
+        ("strategy=pipeline strategy.schedule=Interleaved1F1B train.global_batch_size=18"
+         " model.n_layers=12", 4, ["multiple of strategy.pp=4", "has 18"]),
+        ("strategy=hybrid strategy.tp=1 strategy.pp=2 strategy.dp_replicate=-1 strategy.zero=3"
+         " strategy.dp_shard=1", 4, ["strategy.zero=3", "strategy.dp_shard=2", "strategy.zero=0"]),
+        ("strategy=hybrid strategy.tp=2 strategy.zero=3", 2, ["= 1 process", "strategy.zero=0"]),
+        ("strategy=hybrid strategy.tp=2 strategy.cp=2 strategy.zero=1 strategy.dp_shard=2"
+         " model.vocab_size=257 model.n_heads=8", 8, ["257", "over 4", "model.vocab_size=258"]),
+        ("train.compile=true train.activation_checkpointing=full model.dropout=0.1", 1,
+         ["train.compile=true", "activation_checkpointing=full", "set model.dropout=0"]),
+        ("strategy=model model.vocab_size=9 model.n_heads=8", 4,
+         ["strategy.tp=4", "without a row", "model.vocab_size=12"]),
         ("metrics.trace=true train.steps=4 scheduler.warmup_steps=1", 1,
          ["metrics.trace_after_steps=3", "metrics.trace_steps=2", "train.steps=4"]),
         ("strategy=hybrid strategy.tp=-1 strategy.pp=-1", 4, ["only one axis can take the rest"]),
@@ -72,6 +83,13 @@ def test_refused(words: str, world_size: int, said: list[str]) -> None:
          r"(train\.\S+)\."),
         ("strategy=model model.seq_len=47", 2, r"(model\.seq_len=48)"),
         ("strategy=model model.ffn_dim=99", 2, r"(model\.ffn_dim=100)"),
+        ("strategy=pipeline strategy.schedule=Interleaved1F1B train.global_batch_size=18"
+         " model.n_layers=12", 4, r"(train\.global_batch_size=20)\."),
+        ("strategy=hybrid strategy.tp=2 strategy.cp=2 strategy.zero=1 strategy.dp_shard=2"
+         " model.vocab_size=257 model.n_heads=8", 8, r"(model\.vocab_size=\d+)"),
+        ("strategy=model model.vocab_size=9 model.n_heads=8", 4, r"(model\.vocab_size=\d+)"),
+        ("strategy=hybrid strategy.tp=1 strategy.pp=2 strategy.dp_replicate=-1 strategy.zero=3"
+         " strategy.dp_shard=1", 4, r"(strategy\.dp_shard=2)"),
     ],
 )  # fmt: skip
 def test_the_fix_works(words: str, world_size: int, fix: str) -> None:
@@ -106,9 +124,14 @@ def test_the_rest_of_the_processes(
     assert {axis: found.axis(axis) for axis in whole} == whole
 
 
-@pytest.mark.parametrize(("batch", "micro"), [(64, 8), (8, 1), (4, 1), (12, 1)])
-def test_a_pipeline_gets_micro_batches(batch: int, micro: int) -> None:
-    found = plan(*MODEL, "strategy=pipeline", f"train.global_batch_size={batch}", world_size=2)
+@pytest.mark.parametrize(
+    ("batch", "pp", "schedule", "micro"),
+    [(64, 2, "1F1B", 8), (8, 2, "1F1B", 1), (4, 2, "1F1B", 1), (12, 2, "1F1B", 1),
+     (36, 4, "1F1B", 2), (36, 4, "Interleaved1F1B", 1)],
+)  # fmt: skip
+def test_a_pipeline_gets_micro_batches(batch: int, pp: int, schedule: str, micro: int) -> None:
+    words = (f"train.global_batch_size={batch}", f"strategy.schedule={schedule}")
+    found = plan(*MODEL, "strategy=pipeline", "model.n_layers=8", *words, world_size=pp)
     assert found.micro_batch_size == micro
 
 

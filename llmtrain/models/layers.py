@@ -36,7 +36,8 @@ class Dropout(nn.Module):
         if sample_ids_B is None:
             raise ValueError("dropout needs the sample ids of the batch")
         mask = keep_mask(self.key, sample_ids_B, positions_T, x_BTD.shape[-1], 1.0 - self.p)
-        return x_BTD * mask.to(x_BTD.dtype).mul_(1.0 / (1.0 - self.p))
+        # The scale is no bf16 tensor: 1 / 0.9 would be rounded by 0.16 %, on every entry alike.
+        return (x_BTD * mask).mul_(1.0 / (1.0 - self.p))
 
 
 class GELUFeedForward(nn.Module):

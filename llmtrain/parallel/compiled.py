@@ -7,7 +7,7 @@ from llmtrain.models.layers import Dropout
 
 
 def compile_block(block: nn.Module) -> None:
-    """Compile `block`, in place; its dropout masks stay out of it.
+    """Compile `block`, in place; dropout masks, where it draws any, stay out of it.
 
     inductor's C++ does not wrap int32 as the masks' hash needs (other masks, measured with torch
     2.13), and each layer's own key would compile its block anew.
@@ -16,6 +16,6 @@ def compile_block(block: nn.Module) -> None:
         block: A transformer block.
     """
     for module in block.modules():
-        if isinstance(module, Dropout):
+        if isinstance(module, Dropout) and module.p > 0.0:
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
     block.compile()

@@ -12,7 +12,7 @@ torch.distributed.pipelining's stages and schedules run it; `parallel.stages` cu
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -177,11 +177,14 @@ class Pipeline:
         for stage, place in zip(self._stages, self._places, strict=True):
             before, after = (self._rank_of(place.index + step) for step in (-1, 1))
             passed = []
-            for chunk in chunks:
-                given = chunk
-                if not place.is_first and before != self._rank:
-                    given = torch.empty(self._shape, dtype=self._dtype, device=self._device)
-                    dist.recv(given, group=self._group, group_src=before)
+            given_from: Iterable[Tensor] = chunks
+            if not place.is_first and before != self._rank:
+                given_from = (self._receive(before) for _ in chunks)
+                if before == after:
+                    # Messages between two ranks pass in one queue (NCCL): what is sent must not
+                    # stand before what the other side is still to send.
+                    given_from = list(given_from)
+            for given in given_from:
                 with self._autocast():
                     passed.append(stage(given))
                 if not place.is_last and after != self._rank:
@@ -195,6 +198,12 @@ class Pipeline:
         for send in sends:
             send.wait()
         return losses
+
+    def _receive(self, peer: int) -> Tensor:
+        """Return a micro-batch's activations from the rank `peer` of pp."""
+        given = torch.empty(self._shape, dtype=self._dtype, device=self._device)
+        dist.recv(given, group=self._group, group_src=peer)
+        return given
 
     @property
     def _rank(self) -> int:

@@ -54,6 +54,10 @@ class AllReduce:
         replicate = replicas if zero else replicas * cp
         gathers = {0: 0, 1: 1, 2: 1, 3: 2 * micro_batches}[zero]
         scatters = {0: 0, 1: 1, 2: micro_batches, 3: micro_batches}[zero]
+        if mesh.size("pp") > 1:
+            # torch's stages reduce a step's gradients at once, after its last backward, and gather
+            # again in the forwards alone: backwards leave the weights gathered until then.
+            gathers, scatters = micro_batches + 1 if zero == 3 else gathers, min(scatters, 1)
         inside = (gathers + scatters) * (shard - 1) / shard * total
         between = 2 * (replicate - 1) / replicate * total / shard
         self._report = SyncReport(comm_bytes=inside + between)

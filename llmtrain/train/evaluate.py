@@ -50,5 +50,7 @@ def evaluate(
         totals[1] += batch.counted_tokens if counts_batch else 0
     module.train(was_training)
     all_sum(totals, group)
+    # Whether this was the best is decided on every rank: not by sums that could differ in a bit.
+    dist.broadcast(totals, src=0)
     loss = float(totals[0] / totals[1].clamp(min=1))
     return Evaluation(loss, math.exp(min(loss, 700.0)), int(totals[1]))

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -178,3 +179,45 @@ def test_comm_bytes_are_the_ring_formulas(
     weights = rank_pool(2).run(train_frozen, run_dir)[0]
     total = sum(w.numel() * 8 for w in weights.values())
     assert metric_lines(run_dir)[0]["comm_bytes"] == pytest.approx(factor * total)
+
+
+def _bytes_of_fsdp(run_dir: Path) -> list[int]:
+    """Train; return what FSDP was given to gather and to scatter: a rank sends half of it."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group as fsdp
+
+    given: list[int] = []
+    gather, scatter = fsdp.foreach_all_gather, fsdp.foreach_reduce
+
+    def counted_gather(params: Any, *args: Any, **kwargs: Any) -> Any:
+        given.append(sum(p._orig_size.numel() * 8 for p in params))
+        return gather(params, *args, **kwargs)
+
+    def counted_scatter(params: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:
+        given.append(sum(grad.numel() * 8 for grad in grads))
+        return scatter(params, grads, *args, **kwargs)
+
+    fsdp.foreach_all_gather, fsdp.foreach_reduce = counted_gather, counted_scatter
+    try:
+        train_frozen(run_dir)
+    finally:
+        fsdp.foreach_all_gather, fsdp.foreach_reduce = gather, scatter
+    return given
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("pp", [1, 2])
+def test_comm_bytes_are_what_fsdp_sends(
+    zero: int, pp: int, tmp_path: Path, rank_pool: Callable[[int], RankPool]
+) -> None:
+    """Two runs of other lengths: what the evaluation at the end gathers drops out."""
+    given = []
+    for steps in (2, 4):
+        run_dir = tiny_run(
+            tmp_path / str(steps), f"train.steps={steps}", "train.micro_batch_size=1",
+            "strategy=hybrid", "strategy.tp=1", f"strategy.pp={pp}", "strategy.dp_shard=2",
+            f"strategy.zero={zero}", "scheduler.warmup_steps=0", world_size=2 * pp,
+        )  # fmt: skip
+        given.append(sum(rank_pool(2 * pp).run(_bytes_of_fsdp, run_dir)[0]))
+    sent = (given[1] - given[0]) / 2 / 2
+    assert metric_lines(run_dir)[-1]["comm_bytes"] == pytest.approx(sent)

@@ -1,5 +1,7 @@
 """Blocks that are computed again, or compiled, compute the same."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -19,8 +21,8 @@ COMPILED_RTOL = 1e-12
 """Fused sums in another order; measured 2e-15 after three blocks."""
 
 
-def _model(family: str) -> Transformer:
-    config = CONFIGS[family]
+def _model(family: str, dropout: float = 0.1) -> Transformer:
+    config = dataclasses.replace(CONFIGS[family], dropout=dropout)
     model = build_model(config, 257, "cpu").double()
     init_weights(model, config, prefix="", residual=model.RESIDUAL, seed=1)
     seed_dropout(model, 1)
@@ -49,10 +51,20 @@ def test_activation_checkpointing_is_bitwise_the_same(family: str, kind: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", CONFIGS)
-def test_compiled_blocks_compute_the_same(family: str) -> None:
-    """With dropout: its int32 hash, compiled, gave other masks (torch 2.13)."""
-    plain, model = _model(family), _model(family)
+@pytest.mark.parametrize(
+    ("dropout", "kind", "graphs"),
+    [(0.1, "none", 3), (0.0, "none", 1), (0.0, "full", 1), (0.0, "selective", 1)],
+)
+def test_compiled_blocks_compute_the_same(
+    family: str, dropout: float, kind: str, graphs: int
+) -> None:
+    """With dropout: its int32 hash, compiled, gave other masks (torch 2.13). Equal blocks share
+    their graphs; masks that stay out cut a block in three."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, model = _model(family, dropout), _model(family, dropout)
     for block in model.blocks.values():
+        apply_checkpointing(block, kind)
         compile_block(block)
     expected = _gradients(plain)
     rms = float(torch.cat([g.flatten() for g in expected]).square().mean().sqrt())
@@ -60,3 +72,4 @@ def test_compiled_blocks_compute_the_same(family: str) -> None:
         # The gradient of a key's bias is 0 but for rounding: it has no relative error of its own.
         scale = max(float(theirs.abs().max()), rms)
         assert float((ours - theirs).abs().max()) <= COMPILED_RTOL * scale
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs

@@ -68,7 +68,7 @@ def test_stopped_and_resumed_is_bitwise_the_same(
     cut = tiny_run(tmp_path / "cut", *overrides)
     train_frozen(cut, stop_after=CUT)
     assert _lines(cut)[-1][0] == CUT
-    weights = train_frozen(cut)
+    weights = train_frozen(cut, start=CUT)
     assert _lines(cut) == _lines(straight)
     assert _evaluations(cut) == _evaluations(straight)
     assert _best(cut) == _best(straight)
@@ -86,7 +86,7 @@ def test_resume_on_two_processes_is_bitwise_the_same(
     expected = rank_pool(2).run(train_frozen, straight)[0]
     cut = tiny_run(tmp_path / "cut", *overrides, world_size=2)
     rank_pool(2).run(train_frozen, cut, CUT)
-    weights = rank_pool(2).run(train_frozen, cut)[1]
+    weights = rank_pool(2).run(train_frozen, cut, None, CUT)[1]
     assert _lines(cut) == _lines(straight)
     for name, value in expected.items():
         assert torch.equal(weights[name], value), name
@@ -109,9 +109,9 @@ def test_from_two_processes_to_one_and_back(
     tiny_run(moved, *common, *DATA2, first, world_size=2)
     rank_pool(2).run(train_frozen, moved, 7)
     tiny_run(moved, *common)
-    train_frozen(moved, stop_after=14)
+    train_frozen(moved, stop_after=14, start=7)
     tiny_run(moved, *common, *DATA2, last, world_size=2)
-    weights = rank_pool(2).run(train_frozen, moved)[0]
+    weights = rank_pool(2).run(train_frozen, moved, None, 14)[0]
     for ours, theirs in zip(_lines(moved), _lines(straight), strict=True):
         assert ours == pytest.approx(theirs, rel=RESUMED_RTOL)
     for name, value in expected.items():

@@ -72,6 +72,7 @@ def train_recorded(run_dir: Path) -> tuple[dict[str, torch.Tensor], list[dict[st
 def train_frozen(
     run_dir: Path,
     stop_after: int | None = None,
+    start: int | None = None,
     gradients: list[dict[str, torch.Tensor]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Train a frozen run in this process (or on every rank of a pool); return whole weights.
@@ -81,6 +82,8 @@ def train_frozen(
     Args:
         run_dir: A frozen run.
         stop_after: Behave as if SIGTERM had come in this step; None: train to the end.
+        start: The step that must have been resumed: a run is a function of its seed, so one that
+            began anew could not be told by its numbers.
         gradients: Takes every step's whole gradients, before clipping.
     """
     import torch.distributed as dist
@@ -101,6 +104,7 @@ def train_frozen(
     with Console(stderr=True, quiet=True) as console:
         prepared = prepare(run.data, run.tokenizer, console=console)
         parts = build_parts(run, load_plan(run_dir), run_dir, prepared, info, console)
+    assert start is None or parts.state.step == start, f"resumed at {parts.state.step}"
     stop = StopRequest()
     parts.step = _WatchedStep(parts, stop_after, gradients)
     Trainer(parts, stop).run()

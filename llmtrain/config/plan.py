@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmtrain.config.footprint import Footprint
 from llmtrain.config.groups.strategy import StrategyConfig
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.split import check_split, check_vocabulary, least_micro_batches
@@ -96,6 +97,13 @@ class Plan:
             flops_per_token=flops_per_token,
         )  # fmt: skip
 
+    def footprint(self, run: RunConfig) -> Footprint:
+        """Return the modelled time and memory of the pipeline's stages."""
+        return Footprint(
+            run, {axis: self.axis(axis) for axis in AXES}, self.micro_batch_size,
+            self.gradient_accumulation_steps,
+        )  # fmt: skip
+
     def save(self, path: Path) -> None:
         """Write the plan as JSON, whole or not at all: other ranks may be reading it."""
         replace_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
@@ -154,6 +162,8 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
     check_split(run, axes, micro_batches=plan.gradient_accumulation_steps, micro_batch_size=micro)
     if run.model.vocab_size is not None:
         check_vocabulary(run, axes, run.model.vocab_size)
+    if run.strategy.stage_memory_gib is not None:
+        plan.footprint(run).stages()
     return plan
 
 

@@ -39,6 +39,14 @@ def check_split(
         _check_cp(run, axes["cp"], axes["tp"])
     if axes["pp"] > 1:
         _check_pp(run, axes, micro_batches, micro_batch_size)
+        if run.strategy.cut == "graph":
+            _check_graph(run, axes)
+    require(
+        run.strategy.stage_memory_gib is None or axes["pp"] > 1,
+        f"strategy.stage_memory_gib={run.strategy.stage_memory_gib} bounds the stages of a "
+        "pipeline, and strategy.pp=1 makes none; set strategy.stage_memory_gib=null or raise "
+        "strategy.pp.",
+    )
     _check_sequence(run, axes)
     _check_zero(run, axes)
     kind, dropout = run.train.activation_checkpointing, run.model.dropout
@@ -73,6 +81,32 @@ def check_vocabulary(run: RunConfig, axes: Mapping[str, int], vocab_size: int) -
         f"strategy.zero={run.strategy.zero} over {shards} processes more (strategy.dp_shard="
         f"{axes['dp_shard']} x strategy.cp={axes['cp']}): torch 2.13 misplaces uneven rows that "
         f"are cut twice; {fix}",
+    )
+
+
+def _check_graph(run: RunConfig, axes: Mapping[str, int]) -> None:
+    """Refuse what would have to reach inside a traced model."""
+    for axis, why in (("tp", "cut layers"), ("cp", "cut sequences")):
+        require(
+            axes[axis] == 1,
+            f"strategy.cut=graph with strategy.{axis}={axes[axis]}: a traced model has no layers "
+            f"left to {why} in; set strategy.{axis}=1, or strategy.cut=balanced.",
+        )
+    require(
+        run.strategy.zero == 0,
+        f"strategy.cut=graph with strategy.zero={run.strategy.zero}: a traced model has no blocks "
+        "left to shard one by one; set strategy.zero=0, or strategy.cut=balanced.",
+    )
+    require(
+        run.train.activation_checkpointing == "none",
+        "strategy.cut=graph with train.activation_checkpointing="
+        f"{run.train.activation_checkpointing}: a traced model has no blocks left to compute "
+        "again; set train.activation_checkpointing=none, or strategy.cut=balanced.",
+    )
+    require(
+        not run.train.compile,
+        "strategy.cut=graph with train.compile=true: a traced model has no blocks left to "
+        "compile; set train.compile=false, or strategy.cut=balanced.",
     )
 
 

@@ -35,9 +35,16 @@ class Dropout(nn.Module):
             return x_BTD
         if sample_ids_B is None:
             raise ValueError("dropout needs the sample ids of the batch")
-        mask = keep_mask(self.key, sample_ids_B, positions_T, x_BTD.shape[-1], 1.0 - self.p)
-        # The scale is no bf16 tensor: 1 / 0.9 would be rounded by 0.16 %, on every entry alike.
-        return (x_BTD * mask).mul_(1.0 / (1.0 - self.p))
+        return drop(x_BTD, sample_ids_B, positions_T, self.key, self.p)
+
+
+def drop(
+    x_BTD: torch.Tensor, sample_ids_B: torch.Tensor, positions_T: torch.Tensor, key: int, p: float
+) -> torch.Tensor:
+    """Return `x_BTD` with a share p of its entries zeroed and the kept ones scaled."""
+    mask = keep_mask(key, sample_ids_B, positions_T, x_BTD.shape[-1], 1.0 - p)
+    # The scale is no bf16 tensor: 1 / 0.9 would be rounded by 0.16 %, on every entry alike.
+    return (x_BTD * mask).mul_(1.0 / (1.0 - p))
 
 
 class GELUFeedForward(nn.Module):

@@ -5,6 +5,7 @@
                        -> for the rest:    memory and weights -> FSDP
                   -> the whole:  DDP, or a pipeline's schedule around the stages
 
+A traced graph (`parallel.graph`) takes the place of the first three lines where it is asked for.
 Blocks get their memory one at a time and are sharded at once, so no rank ever holds more than one
 whole block.
 """
@@ -52,7 +53,7 @@ class ParallelModel:
 
     module: Transformer
     """What this rank holds of the model: its names, its parameters (local shards where sharded)."""
-    stages: Sequence[Transformer]
+    stages: Sequence[nn.Module]
     """What of it runs, in order: this rank's stages of a pipeline, else `module` alone."""
     places: Sequence[StagePlace]
     """Where each stage stands in the pipeline."""
@@ -90,15 +91,17 @@ def apply_parallel(
         reduces_gradients: Whether gradients are averaged over dp_replicate in every step, which the
             sync mode decides; sharding always stays inside a replica.
     """
-    places = cut_stages(build(), run.strategy.cut, plan.pp * plan.stages_per_rank)
+    places = cut_stages(run, plan, build())
     own = [places[i] for i in local_stages(plan, run.strategy.schedule, mesh.rank("pp"))]
-    stages = [_stage(build(), place, run, mesh) for place in own]
-    if len(own) > 1 and own[0].is_first and own[-1].is_last and stages[0].tie_embeddings:
-        stages[-1].embed = stages[0].embed  # the ends of a V: one weight, not two copies
     fsdp = _fsdp_mesh(run, mesh, reduces_gradients=reduces_gradients)
-    for stage in stages:
-        _materialise(stage, run, device, partial(_shard, mesh=fsdp, zero=run.strategy.zero))
-    module = join_stages(build(), stages) if plan.pp > 1 else stages[0]
+    stages: Sequence[nn.Module]
+    if plan.pp > 1 and run.strategy.cut == "graph":
+        # Imported here: the tracer costs seconds that others need not pay.
+        from llmtrain.parallel.graph import build_traced
+
+        module, stages = build_traced(build, run, plan, [place.index for place in own], device)
+    else:
+        module, stages = _build_stages(build, own, run, mesh, device, fsdp)
     forward: nn.Module = module
     microbatch: Microbatch = no_microbatch_context
     averaged_over = None
@@ -126,6 +129,23 @@ def apply_parallel(
         finish_grads=finish_grads,
         after_forward_only=partial(_reshard_all, stages if fsdp is not None else ()),
     )  # fmt: skip
+
+
+def _build_stages(
+    build: Callable[[], Transformer],
+    own: Sequence[StagePlace],
+    run: RunConfig,
+    mesh: Mesh,
+    device: torch.device,
+    fsdp: DeviceMesh | None,
+) -> tuple[Transformer, list[Transformer]]:
+    """Return what this rank holds of the model, and its stages, of whole blocks, with weights."""
+    stages = [_stage(build(), place, run, mesh) for place in own]
+    if len(own) > 1 and own[0].is_first and own[-1].is_last and stages[0].tie_embeddings:
+        stages[-1].embed = stages[0].embed  # the ends of a V: one weight, not two copies
+    for stage in stages:
+        _materialise(stage, run, device, partial(_shard, mesh=fsdp, zero=run.strategy.zero))
+    return (join_stages(build(), stages) if own[0].n_stages > 1 else stages[0]), stages
 
 
 def _stage(model: Transformer, place: StagePlace, run: RunConfig, mesh: Mesh) -> Transformer:

@@ -18,13 +18,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
 from torch.profiler import record_function
 
 from llmtrain.config.plan import Plan
-from llmtrain.models.transformer import Transformer
 from llmtrain.parallel.bubble import replayed_bubble, textbook_bubble
 from llmtrain.parallel.precision import Precision
 from llmtrain.parallel.stages import StagePlace, rank_of_stage
@@ -71,7 +70,7 @@ class Pipeline:
 
     def __init__(
         self,
-        stages: Sequence[Transformer],
+        stages: Sequence[nn.Module],
         places: Sequence[StagePlace],
         plan: Plan,
         schedule: str,

@@ -7,11 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llmtrain.config.footprint import process_of_stage
 from llmtrain.config.plan import Plan
-from llmtrain.config.split import V_SHAPED
+from llmtrain.config.schema import RunConfig
 from llmtrain.distributed.shards import local_grad
+from llmtrain.errors import require
 from llmtrain.models.transformer import Transformer
-from llmtrain.parallel.cut import balanced_cut, uniform_cut
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class StagePlace:
     index: int
     n_stages: int
     blocks: range
+    """Of the model's; none where a traced graph is cut, which knows no blocks."""
 
     @property
     def is_first(self) -> bool:
@@ -34,10 +36,8 @@ class StagePlace:
 
 
 def rank_of_stage(plan: Plan, schedule: str, stage: int) -> int:
-    """Return the rank of the axis pp that holds `stage`: in a loop, or there and back in a V."""
-    if schedule in V_SHAPED and stage >= plan.pp:
-        return 2 * plan.pp - 1 - stage
-    return stage % plan.pp
+    """Return the rank of the axis pp that holds `stage`."""
+    return process_of_stage(schedule, plan.pp, stage)
 
 
 def local_stages(plan: Plan, schedule: str, pp_rank: int) -> list[int]:
@@ -46,32 +46,28 @@ def local_stages(plan: Plan, schedule: str, pp_rank: int) -> list[int]:
     return [stage for stage in stages if rank_of_stage(plan, schedule, stage) == pp_rank]
 
 
-def cut_stages(shapes: Transformer, cut: str, n_stages: int) -> list[StagePlace]:
+def cut_stages(run: RunConfig, plan: Plan, shapes: Transformer) -> list[StagePlace]:
     """Return every stage of the pipeline that `shapes` becomes.
 
     Args:
+        run: The configuration, its vocabulary known.
+        plan: Its plan.
         shapes: The whole model, on the meta device.
-        cut: uniform | balanced.
-        n_stages: How many.
 
     Raises:
-        ConfigError: when there are more stages than blocks.
+        ConfigError: when the model cannot be cut so, or no cut keeps to the memory allowed.
     """
-    n_layers = len(shapes.blocks)
-    if cut == "uniform":
-        ranges = uniform_cut(n_layers, n_stages)
+    footprint = plan.footprint(run)
+    if run.strategy.cut == "graph":
+        ranges = [range(0)] * footprint.n_stages
     else:
-        costs = [_multiplications(block) for block in shapes.blocks.values()]
-        # Scores and values: 2 * T * D each for a token, of which the causal half is computed.
-        width = shapes.head.in_features
-        costs = [cost + shapes.seq_len * width for cost in costs]
-        ranges = balanced_cut(costs, n_stages, last=_multiplications(shapes.head))
-    return [StagePlace(i, n_stages, blocks) for i, blocks in enumerate(ranges)]
-
-
-def _multiplications(module: nn.Module) -> float:
-    """Return the multiplications of a token's forward: one a weight of a matrix."""
-    return float(sum(p.numel() for p in module.parameters() if p.dim() == 2))
+        require(
+            footprint.n_stages == 1 or bool(shapes.PP_ORDER),
+            f"strategy.cut={run.strategy.cut}: model={run.model.name} does not say in which order "
+            "activations pass its parts (PP_ORDER); set strategy.cut=graph, which traces it.",
+        )
+        ranges = footprint.stages()
+    return [StagePlace(i, len(ranges), blocks) for i, blocks in enumerate(ranges)]
 
 
 def join_stages(whole: Transformer, stages: Sequence[Transformer]) -> Transformer:

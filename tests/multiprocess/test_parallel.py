@@ -116,6 +116,23 @@ TWO = [
     "strategy=pipeline strategy.schedule=DualPipeV" + M1,
 ]
 
+GRAPH = "strategy=pipeline strategy.cut=graph strategy.schedule="
+
+TRACED = [
+    GRAPH + "1F1B" + M2,
+    GRAPH + "GPipe" + M2,
+    GRAPH + "Interleaved1F1B" + M2,
+    GRAPH + "InterleavedZeroBubble" + M2,
+    GRAPH + "ZBVZeroBubble" + M2,
+    GRAPH + "DualPipeV" + M1,
+]
+
+TRACED_FOUR = [
+    HYBRID + "1 strategy.dp_replicate=2 strategy.pp=2 strategy.cut=graph" + M1,
+    GRAPH + "1F1B" + M2,
+    GRAPH + "GPipe" + M2,
+]
+
 FOUR = [
     HYBRID + "2 strategy.dp_replicate=2" + M2,
     HYBRID + "2 strategy.pp=2" + M2,
@@ -145,7 +162,7 @@ SPLIT = [
 DEEP = [
     f"strategy=pipeline strategy.schedule={schedule} model.n_layers=9" + M1
     for schedule in ("Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV")
-]
+] + [GRAPH + "Interleaved1F1B model.n_layers=9" + M1]
 
 COMPILE = " train.compile=true"
 SELECTIVE, FULL = (f" train.activation_checkpointing={kind}" for kind in ("selective", "full"))
@@ -187,7 +204,12 @@ def _cells(world_size: int, layouts: list[str], *models: str, slow: bool = False
     ("model", "layout", "world_size"),
     [
         *_cells(2, TWO, "gpt", "llama", "gpt untied"),
+        *_cells(2, TRACED[:1], "gpt"),
+        *_cells(2, TRACED[:1], "llama"),
+        *_cells(2, TRACED[:1], "gpt untied", "llama tied", slow=True),
+        *_cells(2, TRACED[1:], "gpt", "llama", slow=True),
         *_cells(4, FOUR, "llama", "gpt"),
+        *_cells(4, TRACED_FOUR, "gpt", "llama", slow=True),
         *_cells(4, FOUR_LONG, "gpt", "llama tied", slow=True),
         *_cells(4, SPLIT, "llama", "gpt untied", slow=True),
         *_cells(2, RECOMPUTED, "gpt", "llama", slow=True),
@@ -258,6 +280,27 @@ def test_key_value_heads_may_be_fewer_than_ranks(
             _assert_equal("weight", weights, trained.weights)
             for ours, theirs in zip(gradients, trained.gradients, strict=True):
                 _assert_equal("gradient", ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_traced_graph_goes_on_from_whole_blocks_and_back(
+    tmp_path: Path, rank_pool: Callable[[int], RankPool]
+) -> None:
+    """Checkpoints know no cut: two steps under one, two under the other, one under the first."""
+    common = (*COMMON, *MODELS["gpt"], "scheduler=constant", "checkpoint.save_best=false")
+    pool = rank_pool(2)
+
+    def train(run_dir: Path, cut: str, stop: int | None) -> list[float]:
+        layout = f"strategy=pipeline strategy.cut={cut}{M2}"
+        tiny_run(run_dir, *common, *layout.split(), world_size=2)
+        pool.run(train_frozen, run_dir, stop)
+        return [line["loss"] for line in metric_lines(run_dir)]
+
+    expected = train(tmp_path / "straight", "balanced", None)
+    train(tmp_path / "mixed", "graph", 2)
+    train(tmp_path / "mixed", "balanced", 4)
+    assert train(tmp_path / "mixed", "graph", None) == pytest.approx(expected, rel=RTOL)
 
 
 CROSS = {

@@ -1,12 +1,17 @@
 """Strategies that cannot be: refused with the keys, the values and a fix that works."""
 
+import copy
+import functools
+import itertools
 import re
 
 import pytest
 
+from llmtrain.config.cut import balanced_cut, fill, uniform_cut
+from llmtrain.config.footprint import Footprint
 from llmtrain.config.plan import Plan, make_plan
+from llmtrain.config.schema import RunConfig
 from llmtrain.errors import ConfigError
-from llmtrain.parallel.cut import balanced_cut, uniform_cut
 from tests.support.runs import compose_run
 
 MODEL = ("model.n_layers=6", "model.n_heads=6", "model.dim=48", "model.seq_len=48")
@@ -40,7 +45,25 @@ def plan(*overrides: str, world_size: int | None = None) -> Plan:
          " train.micro_batch_size=2", 2,
          ["multiple of strategy.pp=2", "has 3", "train.micro_batch_size=3"]),
         ("strategy=pipeline strategy.schedule=1f1b", 2, ["strategy.schedule=1f1b", "1F1B"]),
-        ("strategy=pipeline strategy.cut=even", 2, ["strategy.cut=even", "uniform, balanced"]),
+        ("strategy=pipeline strategy.cut=even", 2,
+         ["strategy.cut=even", "uniform, balanced, graph"]),
+        ("strategy=hybrid strategy.tp=2 strategy.pp=2 strategy.cut=graph", 4,
+         ["strategy.cut=graph", "strategy.tp=2", "strategy.tp=1", "strategy.cut=balanced"]),
+        ("strategy=hybrid strategy.tp=1 strategy.cp=2 strategy.pp=2 strategy.cut=graph", 4,
+         ["strategy.cut=graph", "strategy.cp=2", "strategy.cp=1"]),
+        ("strategy=hybrid strategy.tp=1 strategy.pp=2 strategy.cut=graph strategy.zero=1"
+         " strategy.dp_shard=2", 4, ["strategy.cut=graph", "strategy.zero=1", "strategy.zero=0"]),
+        ("strategy=pipeline strategy.cut=graph train.activation_checkpointing=full", 2,
+         ["strategy.cut=graph", "activation_checkpointing=full", "activation_checkpointing=none"]),
+        ("strategy=pipeline strategy.cut=graph train.compile=true", 2,
+         ["strategy.cut=graph", "train.compile=true", "train.compile=false"]),
+        ("strategy=pipeline strategy.stage_memory_gib=-1", 2, ["must be positive"]),
+        ("strategy=pipeline strategy.stage_memory_gib=8 strategy.cut=uniform", 2,
+         ["strategy.stage_memory_gib=8", "strategy.cut=uniform", "strategy.cut=balanced"]),
+        ("strategy=hybrid strategy.tp=2 strategy.stage_memory_gib=8", 2,
+         ["strategy.stage_memory_gib=8", "strategy.pp=1", "strategy.stage_memory_gib=null"]),
+        ("strategy=pipeline strategy.stage_memory_gib=0.001", 2,
+         ["strategy.stage_memory_gib=0.001", "2 stages", "GiB on a process", "vocabulary"]),
         ("strategy=pipeline strategy.stages_per_rank=2", 2, ["1F1B takes 1 stage a process"]),
         ("strategy=hybrid strategy.tp=1 strategy.pp=2 strategy.zero=3 strategy.dp_shard=2"
          " strategy.schedule=ZBVZeroBubble", 4, ["strategy.zero=3", "strategy.zero=2", "1F1B"]),
@@ -90,6 +113,9 @@ def test_refused(words: str, world_size: int, said: list[str]) -> None:
         ("strategy=model model.vocab_size=9 model.n_heads=8", 4, r"(model\.vocab_size=\d+)"),
         ("strategy=hybrid strategy.tp=1 strategy.pp=2 strategy.dp_replicate=-1 strategy.zero=3"
          " strategy.dp_shard=1", 4, r"(strategy\.dp_shard=2)"),
+        ("strategy=pipeline strategy.stage_memory_gib=0.001 model.vocab_size=999", 3,
+         r"(strategy\.stage_memory_gib=[0-9.]*[0-9])"),
+        ("strategy=pipeline strategy.cut=graph train.compile=true", 2, r"(train\.compile=false)"),
     ],
 )  # fmt: skip
 def test_the_fix_works(words: str, world_size: int, fix: str) -> None:
@@ -141,12 +167,14 @@ def test_cuts() -> None:
     # A head worth two blocks: the last stage holds one.
     assert balanced_cut([1.0] * 7, 3, last=2.0)[-1] == range(6, 7)
     assert balanced_cut([5.0, 1.0, 1.0, 1.0, 1.0, 1.0], 2) == [range(1), range(1, 6)]
+    # A block more costs 1 here and 3 there: what counts is the cost after it.
+    steps = ((2, 1), (0, 3))
+    more = fill(3, [1, 1], lambda i, n: steps[i][0] + n * steps[i][1], group=[0, 1], room=[9, 9])
+    assert more == [2, 1]
 
 
 def test_no_cut_is_better_than_the_balanced_one() -> None:
     """Against every possible cut."""
-    import itertools
-
     costs = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
     for stages in range(1, 6):
         cut = balanced_cut(costs, stages, first=2.0, last=3.0)
@@ -156,6 +184,82 @@ def test_no_cut_is_better_than_the_balanced_one() -> None:
         )
         assert _largest(cut, costs) == best
         assert [i for blocks in cut for i in blocks] == list(range(len(costs)))
+
+
+@functools.cache
+def _base() -> RunConfig:
+    words = "model.n_heads=6 model.dim=48 model.seq_len=48 model.vocab_size=200"
+    return compose_run("train.steps=9", "strategy=hybrid", "model.n_layers=7", *words.split())
+
+
+def _footprint(pp: int, settings: dict[str, object], micro_batches: int = 12) -> Footprint:
+    run = copy.deepcopy(_base())
+    for key, value in settings.items():
+        group, _, name = key.partition(".")
+        setattr(getattr(run, group), name, value)
+    shards = 2 if run.strategy.zero else 1
+    axes = {"pp": pp, "dp_replicate": 1, "dp_shard": shards, "cp": 1, "tp": 1}
+    return Footprint(run, axes, 2, micro_batches)
+
+
+@pytest.mark.parametrize(
+    ("pp", "settings"),
+    [
+        (3, {"strategy.schedule": "1F1B"}),
+        (4, {"strategy.schedule": "1F1B", "model.seq_len": 480, "optimizer.name": "sgd"}),
+        (3, {"strategy.schedule": "GPipe", "optimizer.name": "sgd"}),
+        (2, {"strategy.schedule": "Interleaved1F1B", "model.seq_len": 480}),
+        (3, {"strategy.schedule": "ZBVZeroBubble", "model.tie_embeddings": False}),
+        (2, {"train.activation_checkpointing": "full", "train.precision": "bf16"}),
+    ],
+)
+def test_no_cut_that_fits_is_better_than_the_chosen_one(
+    pp: int, settings: dict[str, object]
+) -> None:
+    """Against every possible cut, under every bound that makes a difference."""
+    footprint = _footprint(pp, settings)
+    strategy, layers = footprint.run.strategy, footprint.run.model.n_layers
+
+    def bytes_and_cost(cut: list[range]) -> tuple[float, float]:
+        held = [0] * pp
+        for process, blocks in zip(footprint.process_of, cut, strict=True):
+            held[process] += len(blocks)
+        costs = [len(blocks) * footprint.block_cost for blocks in cut]
+        costs[-1] += footprint.head_cost
+        return max(footprint.bytes_of(rank, n) for rank, n in enumerate(held)), max(costs)
+
+    every = [
+        bytes_and_cost([range(a, b) for a, b in itertools.pairwise((0, *inner, layers))])
+        for inner in itertools.combinations(range(1, layers), footprint.n_stages - 1)
+    ]
+    assert footprint.least_bytes() == min(held for held, _ in every)
+    for limit in {held for held, _ in every}:
+        strategy.stage_memory_gib = limit * (1 + 1e-9) / 2**30
+        held, cost = bytes_and_cost(footprint.stages())
+        assert held <= limit
+        assert cost == min(c for h, c in every if h <= limit)
+    strategy.stage_memory_gib = 0.999 * footprint.least_bytes() / 2**30
+    with pytest.raises(ConfigError, match=f"{footprint.least_bytes() / 2**30:.3g} GiB"):
+        footprint.stages()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "less"),
+    [
+        ("strategy.zero", 1, 2 / 4 / 2), ("strategy.zero", 2, 3 / 4 / 2),
+        ("strategy.zero", 3, 1 / 2), ("optimizer.name", "sgd", 1 / 2),
+        ("optimizer.name", "lion", 1 / 4),
+    ],
+)  # fmt: skip
+def test_what_is_sharded_or_not_kept_is_not_counted(key: str, value: object, less: float) -> None:
+    """Of weights, gradients and two states of AdamW, over two processes."""
+
+    def weights(settings: dict[str, object]) -> float:
+        footprint = _footprint(2, settings)
+        block = footprint.bytes_of(0, 3) - footprint.bytes_of(0, 2)
+        return block - 2 * footprint.kept_bytes("none")  # 1F1B: two micro-batches alive
+
+    assert 1 - weights({key: value}) / weights({}) == pytest.approx(less)
 
 
 def _largest(cut: list[range], costs: list[float]) -> float:

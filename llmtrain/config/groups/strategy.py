@@ -46,8 +46,12 @@ class StrategyConfig:
     stages_per_rank: int | None = None
     """With pp: stages each process holds; null: 1 for GPipe and 1F1B, 2 for the others."""
     cut: str = "balanced"
-    """With pp: uniform (as many blocks in each stage) | balanced (by multiplications, the head
-    counted)."""
+    """With pp: uniform (as many blocks in each stage) | balanced (the slowest stage has the fewest
+    multiplications, the head counted) | graph (the same by tracing the model, cut inside blocks
+    too)."""
+    stage_memory_gib: float | None = None
+    """With pp and cut=balanced: GiB that a process may hold in weights, gradients, optimizer state
+    and activations, as modelled in config/footprint.py; null: no bound."""
 
     def __post_init__(self) -> None:
         for key in ("dp_replicate", "dp_shard", "cp", "tp", "pp"):
@@ -57,12 +61,20 @@ class StrategyConfig:
                 f"strategy.{key}={value} must be a positive count, or -1 for the rest.",
             )
         require_choice("strategy.schedule", self.schedule, tuple(SCHEDULES))
-        require_choice("strategy.cut", self.cut, ("uniform", "balanced"))
+        require_choice("strategy.cut", self.cut, ("uniform", "balanced", "graph"))
         wanted = SCHEDULES[self.schedule]
         require(
             self.stages_per_rank is None or self.stages_per_rank in wanted,
             f"strategy.stages_per_rank={self.stages_per_rank}: strategy.schedule={self.schedule} "
             f"takes {_spoken(wanted)} a process.",
+        )
+        limit = self.stage_memory_gib
+        require(limit is None or limit > 0, f"strategy.stage_memory_gib={limit} must be positive.")
+        require(
+            limit is None or self.cut == "balanced",
+            f"strategy.stage_memory_gib={limit} bounds what strategy.cut=balanced chooses, and "
+            f"strategy.cut={self.cut} does not choose by it; set strategy.cut=balanced or "
+            "strategy.stage_memory_gib=null.",
         )
         require(self.zero in (0, 1, 2, 3), f"strategy.zero={self.zero} must be 0, 1, 2 or 3.")
 

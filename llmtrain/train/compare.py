@@ -20,11 +20,14 @@ from llmtrain.config.paths import METRICS, RECORDS
 from llmtrain.train.record import GRADIENT, KINDS, SPREAD, WEIGHT
 from llmtrain.train.tolerance import Tolerance
 
-LOSS, NORM = "loss", "grad_norm"
+LOSS, NORM, VALIDATION = "loss", "grad_norm", "val_loss"
 
-SPOKEN = {LOSS: "loss", NORM: "gradient norm", GRADIENT: "gradient", WEIGHT: "weight"}
+SPOKEN = {
+    LOSS: "loss", NORM: "gradient norm", GRADIENT: "gradient", WEIGHT: "weight",
+    VALIDATION: "validation loss",
+}  # fmt: skip
 
-ORDER = (LOSS, GRADIENT, NORM, WEIGHT)
+ORDER = (LOSS, GRADIENT, NORM, WEIGHT, VALIDATION)
 """In which order a step computes them: what goes wrong shows in the first, and then in the rest."""
 
 
@@ -48,11 +51,13 @@ class Recording:
 
     @cached_property
     def scalars(self) -> dict[int, dict[str, float]]:
-        """Step -> loss and gradient norm, as metrics.jsonl has them."""
+        """Step -> loss, gradient norm and validation loss, where metrics.jsonl has them."""
         text = self._metrics.read_text() if self._metrics.is_file() else ""
-        lines = map(json.loads, text.splitlines())
-        return {line["step"]: {k: float(line[k]) for k in (LOSS, NORM)}
-                for line in lines if LOSS in line}  # fmt: skip
+        found: dict[int, dict[str, float]] = {}
+        for line in map(json.loads, text.splitlines()):
+            numbers = {k: float(line[k]) for k in (LOSS, NORM, VALIDATION) if k in line}
+            found.setdefault(line["step"], {}).update(numbers)
+        return found
 
     @cached_property
     def weights_rms(self) -> float:
@@ -171,12 +176,14 @@ def _compare_step(reference: Recording, ours: Recording, step: int) -> list[_Fin
     for kind in KINDS:
         if theirs[kind]:
             findings += _tensors(kind, theirs[kind], own[kind])
+    if VALIDATION in reference.scalars.get(step, {}):
+        findings.append(_number(VALIDATION, reference, ours, step))
     return findings
 
 
 def _number(quantity: str, reference: Recording, ours: Recording, step: int) -> _Finding:
     b = reference.scalars.get(step, {}).get(quantity, math.nan)
-    if step not in ours.scalars:
+    if quantity not in ours.scalars.get(step, {}):
         text = f"the {SPOKEN[quantity]} was not logged"
         return _Finding(quantity, math.inf, text, is_missing=True)
     a = ours.scalars[step][quantity]
@@ -256,6 +263,8 @@ def _divergence(step: int, over: list[_Finding], steps: int) -> Divergence:
         text += f" {len(names)} {SPOKEN[quantity]}s differ in that step; next {shown}."
     if quantity == NORM:
         text += " Every gradient agrees: it is the norm that is computed wrongly."
+    elif quantity == VALIDATION:
+        text += " Every weight agrees: it is the evaluation that differs."
     elif quantity == WEIGHT and step:
         text += " Loss, gradients and their norm agree: it is the optimizer's step that differs."
     elif quantity == GRADIENT and not any(f.quantity == LOSS for f in over):

@@ -65,9 +65,11 @@ class Tolerance:
         """Return the largest relative error that `quantity` may have in `step`.
 
         Args:
-            quantity: loss | grad_norm | gradient | weight.
+            quantity: loss | grad_norm | gradient | weight | val_loss.
             step: From 1; for weights 0 is before the first.
         """
+        if quantity == "val_loss":
+            step += 1  # its weights are those of the next step's forward
         if quantity == "weight":
             return self.one_pass + step * self.update_ratio * self.weight_gain
         walked = math.sqrt(self.depth) * (step - 1) * self.update_ratio * self.mean_gain

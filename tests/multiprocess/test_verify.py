@@ -21,7 +21,16 @@ from llmtrain.commands.verify import plan_runs
 from llmtrain.config.paths import make_run_dir
 from llmtrain.config.verify import PRESETS
 from llmtrain.tasks.verify import tolerance_of
-from llmtrain.train.compare import GRADIENT, LOSS, NORM, WEIGHT, Comparison, Recording, compare
+from llmtrain.train.compare import (
+    GRADIENT,
+    LOSS,
+    NORM,
+    VALIDATION,
+    WEIGHT,
+    Comparison,
+    Recording,
+    compare,
+)
 from tests.support.distributed import RankPool
 from tests.support.runs import train_frozen
 
@@ -105,6 +114,13 @@ def last_layer_skipped() -> Iterator[None]:
 
     with _planted(apply, "seed_dropout", seed_dropout):
         yield from _patched(transformer.Block, "forward", forward)
+
+
+def evaluation_of_the_own_part() -> Iterator[None]:
+    """The validation loss is that of this rank's part of the split."""
+    import llmtrain.train.evaluate as module
+
+    yield from _patched(module, "all_sum", lambda totals, group: totals)
 
 
 def positions_without_offset() -> Iterator[None]:
@@ -265,6 +281,7 @@ def verified(
         ("replicas_drift", "dp2", 1, WEIGHT, "norm.weight"),
         ("another_seed", "tp2", 0, WEIGHT, None),
         ("exploding_gradient", "tp2", 1, GRADIENT, None),
+        ("evaluation_of_the_own_part", "dp2", STEPS, VALIDATION, None),
     ],
 )
 def test_a_planted_fault_is_found_where_it_is(

@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 train: setup  ## the main job: a character-level GPT on the shipped text; ARGS="key=value ..." changes it
-	$(BIN)/llmtrain train experiment=shakespeare_char_cpu $(ARGS)
+	$(BIN)/llmtrain train experiment=shakespeare_char_cpu strategy=hybrid strategy.tp=1 strategy.dp_replicate=-1 $(ARGS)
 
 test: setup  ## every test but the long ones; ARGS="-k name" selects
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)

@@ -4,18 +4,19 @@ Heavy imports (hydra, rich) wait until a command needs them, so that --help and 
 at once.
 """
 
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from llmtrain import __version__
 from llmtrain.commands.options import Options, UsageError, parse
+from llmtrain.console import answering
 from llmtrain.errors import EXIT_OK, EXIT_SIGINT, EXIT_USER, UserError
 
 
 def _train(options: Options) -> int:
-    if options.has("--multirun"):
+    # A sweep of YAML means -m. Known before composing: what only some of its jobs can take, and
+    # values to sweep besides, would be refused in a single run.
+    if options.has("--multirun") or options.chooses("sweep"):
         from llmtrain.commands.sweep import run_sweep
 
         return run_sweep(options)
@@ -88,8 +89,13 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code, having told the user of any mistake."""
+    return answering(lambda: _told(sys.argv[1:] if argv is None else argv))
+
+
+def _told(argv: Sequence[str]) -> int:
+    """Run `argv` as `run` does, and show what it refuses."""
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        return run(argv)
     except UserError as error:
         from llmtrain.launch.torchrun import let_rank_0_speak
         from llmtrain.panel import show_user_error
@@ -102,10 +108,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted before anything was started", file=sys.stderr)
         return EXIT_SIGINT
-    except BrokenPipeError:
-        # The reader of our answer (`| head`) has enough: no error, and nothing left to flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":

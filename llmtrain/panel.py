@@ -3,6 +3,7 @@
 import re
 import sys
 
+from llmtrain.console import make_console
 from llmtrain.errors import CheckpointError, ConfigError, DataError, UserError
 
 TITLES: dict[type, str] = {
@@ -21,12 +22,11 @@ def show_error(title: str, body: str, footer: str = "") -> None:
         body: What happened, where and how to mend it; taken literally, no markup.
         footer: A dim line on the lower frame, such as the path of a log.
     """
-    from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
 
     text = Text(body.strip())
-    console = Console(stderr=True, highlight=False)
+    console = make_console(stderr=True)
     if not console.is_terminal:
         # A log or a pipe has no width to respect: wrapped paths could not be searched or copied.
         longest = max(len(line) for line in [*body.splitlines(), footer, title])
@@ -53,7 +53,6 @@ def show_user_error(error: UserError) -> None:
 
 def show_note(message: str) -> None:
     """Print one dim line on stderr."""
-    from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, highlight=False).print(Text(message, "dim"))
+    make_console(stderr=True).print(Text(message, "dim"))

@@ -17,6 +17,7 @@ from typing import Any
 
 from llmtrain.config import paths
 from llmtrain.config.store import ROOTS, from_dict
+from llmtrain.console import answering
 from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_USER, UserError
 from llmtrain.launch.process import die_with_parent
 from llmtrain.log import log_path, setup_log
@@ -46,7 +47,7 @@ def main() -> int:
     args = parser.parse_args()
     die_with_parent()
     if args.task is not None:
-        return run_task(args.task, json.loads(args.request))
+        return answering(lambda: run_task(args.task, json.loads(args.request)))
     stop = StopRequest()
     try:
         stop.install()

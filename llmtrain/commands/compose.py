@@ -20,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from llmtrain.commands import explain
 from llmtrain.commands.groups import groups
-from llmtrain.commands.refuse import unknown_key
+from llmtrain.commands.refuse import check_package, unknown_key
 from llmtrain.config.paths import conf_dir
 from llmtrain.config.register import register
+from llmtrain.config.store import ROOTS
 from llmtrain.errors import ConfigError
 
 FREE_TEXT = {"prompt", "sample_prompt", "path", "run", "run_dir", "cache_dir"}
@@ -50,6 +51,16 @@ class SweepBase:
     """`hydra.sweeper.params` of the `sweep=NAME` that was chosen."""
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What a command line chooses."""
+
+    choices: dict[str, str]
+    """Group -> choice."""
+    found: dict[str, tuple[type, Any]]
+    """Group -> its dataclass and plain values; "" -> those of the root."""
+
+
 class Composer:
     """Composes command lines of one command; a context made by `composer`."""
 
@@ -68,6 +79,7 @@ class Composer:
         parsed = [self._spelt_out(self._parse_one(word, multirun)) for word in overrides]
         for override in parsed:
             explain.check_group(self.groups, override)
+            self._check_packages(override)
             if override.is_sweep_override() and not multirun:
                 raise ConfigError(
                     f"{override.input_line}: several values for one run. To run each, put -m "
@@ -75,6 +87,13 @@ class Composer:
                     f"{override.key_or_group}=[a,b]."
                 )
         return parsed
+
+    def _check_packages(self, override: Override) -> None:
+        if override.key_or_group not in self.groups or override.is_sweep_override():
+            return
+        value = override.value()
+        for choice in value if isinstance(value, list) else [value]:
+            check_package(self.command, override.key_or_group, str(choice), self.config_dirs)
 
     def _parse_one(self, word: str, multirun: bool) -> Override:
         key, equals, value = word.partition("=")
@@ -119,6 +138,32 @@ class Composer:
                 del config["hydra"]
             _refuse_unknown("", config)
             return Composed(OmegaConf.to_object(config), sweep)
+
+    def survey(self, overrides: Sequence[str], *, multirun: bool = False) -> Survey:
+        """Return what `overrides` choose, unchecked: for --help, where what is needed may lack.
+
+        Args:
+            overrides: What is typed.
+            multirun: Several values of one key are allowed, and left out.
+
+        Raises:
+            ConfigError: for keys, choices and types that are not there.
+        """
+        parsed = self.parse(overrides, multirun=multirun)
+        words = self._words([str(o.input_line) for o in parsed if not o.is_sweep_override()])
+        with explain.explained(self.command, words):
+            config = compose(self.command, words, return_hydra_config=True)
+            choices = {str(k): str(v) for k, v in config.hydra.runtime.choices.items()}
+            with open_dict(config):
+                del config["hydra"]
+            _refuse_unknown("", config)
+            plain: Any = OmegaConf.to_container(config)
+            found: dict[str, tuple[type, Any]] = {"": (ROOTS[self.command], plain)}
+            for name in self.groups:
+                schema = OmegaConf.get_type(config, name) if name in plain else None
+                if schema is not None and dataclasses.is_dataclass(schema):
+                    found[name] = (schema, plain[name])
+            return Survey(choices, found)
 
     def sweep_base(self, overrides: Sequence[str]) -> SweepBase:
         """Return what all jobs of a sweep share; values that only some jobs can take are left out.

@@ -5,6 +5,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -17,6 +18,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
+from yaml import MarkedYAMLError, YAMLError
 
 from llmtrain.commands.groups import Group
 from llmtrain.commands.refuse import check_choice, unknown_key
@@ -85,6 +87,8 @@ def explained(command: str, words: Sequence[str]) -> Iterator[None]:
         yield
     except OmegaConfBaseException as error:
         raise _from_omegaconf(command, words, error, "") from None
+    except YAMLError as error:
+        raise _from_yaml(error) from None
     except (HydraException, ValueError) as error:
         cause = error.__cause__ or error.__context__
         if isinstance(cause, OmegaConfBaseException):
@@ -121,6 +125,23 @@ def _from_omegaconf(
         typed = given.lstrip("+").partition("=")[0] if given else key
         return unknown_key(key, error.object_type, command=command, typed=typed, where=where)
     return ConfigError(f"{given or key}{where}: {reason}")
+
+
+def _from_yaml(error: YAMLError) -> ConfigError:
+    """Return what is wrong with a YAML file: file, line, the line itself and the reason."""
+    mark = getattr(error, "problem_mark", None)
+    if not isinstance(error, MarkedYAMLError) or mark is None:
+        return ConfigError(f"A YAML file cannot be read: {error}.")
+    reason = " ".join(filter(None, [error.problem, error.context]))
+    if error.context_mark is not None and error.context_mark.line != mark.line:
+        reason += f" that begins in line {error.context_mark.line + 1}"
+    try:
+        lines = Path(mark.name).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    text = lines[mark.line] if mark.line < len(lines) else ""
+    shown = f"\n\n    {text.expandtabs(1)}\n    {' ' * mark.column}^" if text.strip() else ""
+    return ConfigError(f"{mark.name}, line {mark.line + 1}: this is not YAML: {reason}.{shown}")
 
 
 def _expected(error: OmegaConfBaseException) -> str:

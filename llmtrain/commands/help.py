@@ -1,18 +1,25 @@
-"""`llmtrain --help` and `llmtrain <command> --help`. Imports neither hydra nor torch."""
+"""`llmtrain --help` and `llmtrain <command> [KEY=VALUE ...] --help`.
 
+Imports neither hydra nor torch where nothing is typed; else the settings are those composed.
+"""
+
+import dataclasses
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from llmtrain.commands.groups import Group, groups
 from llmtrain.commands.options import COMMANDS, FLAGS, SHORT, VALUE_FLAGS, Options
+from llmtrain.console import make_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from llmtrain.commands.settings import Key
 
 PLAIN_WIDTH = 110
@@ -21,17 +28,15 @@ PLAIN_WIDTH = 110
 
 def show_help(options: Options, *, stderr: bool = False) -> None:
     """Print the help of the command in `options`, or of the whole program."""
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    console = make_console(stderr=stderr, width=PLAIN_WIDTH)
     sys.stdout.flush()
     if options.command is None:
         _show_program(console, options.config_dirs)
     else:
-        _show_command(console, options.command, options.config_dirs)
+        _show_command(console, options)
 
 
-def _show_program(console: Console, config_dirs: Sequence[Path]) -> None:
+def _show_program(console: "Console", config_dirs: Sequence[Path]) -> None:
     console.print(
         "Train language models over many processes from one composable command.\n\n"
         "[bold]llmtrain[/] COMMAND [FLAGS] [KEY=VALUE ...]"
@@ -52,8 +57,13 @@ def _show_program(console: Console, config_dirs: Sequence[Path]) -> None:
     )
 
 
-def _show_command(console: Console, name: str, config_dirs: Sequence[Path]) -> None:
+def _show_command(console: "Console", options: Options) -> None:
+    name = options.command
+    assert name is not None
     command = COMMANDS[name]
+    typed = options.overrides if command.overrides else []
+    # Composed before anything is printed: what is typed may be refused.
+    known, found = _looked_up(options) if typed else _defaults(options)
     usage = "[FLAGS] [KEY=VALUE ...]" if command.overrides else "[FLAGS]"
     console.print(f"llmtrain {name} {usage}\n\n{command.purpose}", markup=False)
     _section(console, "Examples")
@@ -63,9 +73,9 @@ def _show_command(console: Console, name: str, config_dirs: Sequence[Path]) -> N
     _print_rows(console, _flag_rows(f for f in FLAGS if f in {*command.flags, "--help"}))
     if not command.overrides:
         return
-    known = groups(name, config_dirs)
     if known:
-        _section(console, "Groups: GROUP=CHOICE (* is chosen where you choose none)")
+        chosen = "is chosen" if typed else "is chosen where you choose none"
+        _section(console, f"Groups: GROUP=CHOICE (* {chosen})")
         for group in known.values():
             console.print(f"  [bold]{group.name}[/]")
             rows = [
@@ -73,13 +83,54 @@ def _show_command(console: Console, name: str, config_dirs: Sequence[Path]) -> N
                 for choice, comment in group.choices.items()
             ]
             _print_rows(console, rows)
+    values = f"with the values of {' '.join(typed)}" if typed else "with the default choices'"
+    _section(console, f"Settings: KEY=VALUE, {values}{'' if typed else ' defaults'}")
+    _print_keys(console, found)
+    if known and not typed:
+        console.print(
+            f"\nOther choices have settings of their own: llmtrain {name} {_other(known)} --help",
+            markup=False,
+        )
+
+
+def _defaults(options: Options) -> tuple[dict[str, Group], "Iterable[Key]"]:
+    """Return the groups and settings of a command where nothing is typed, without composing."""
     from llmtrain.commands.settings import keys
 
-    _section(console, "Settings: KEY=VALUE, with the defaults of the groups' default choices")
-    _print_keys(console, keys(name, config_dirs=config_dirs))
+    assert options.command is not None
+    known = groups(options.command, options.config_dirs)
+    takes = COMMANDS[options.command].overrides
+    return known, keys(options.command, config_dirs=options.config_dirs) if takes else ()
 
 
-def _section(console: Console, title: str) -> None:
+def _looked_up(options: Options) -> tuple[dict[str, Group], "Iterable[Key]"]:
+    """Return the groups, their chosen choices as defaults, and the settings as composed.
+
+    Raises:
+        ConfigError: when what is typed cannot be composed.
+    """
+    from llmtrain.commands.compose import composer
+    from llmtrain.commands.refuse import check_words
+    from llmtrain.commands.settings import keys_of
+
+    assert options.command is not None
+    check_words(options.command, options.overrides, options.config_dirs)
+    with composer(options.command, options.config_dirs) as hydra:
+        survey = hydra.survey(options.overrides, multirun=options.has("--multirun"))
+        known = {
+            name: dataclasses.replace(group, default=survey.choices.get(name))
+            for name, group in hydra.groups.items()
+        }
+    return known, keys_of(survey.found)
+
+
+def _other(known: Mapping[str, Group]) -> str:
+    """Return choices that are no command's defaults, of the groups that this one has."""
+    wanted = [("data", "text"), ("optimizer", "momentum")]
+    return " ".join(f"{name}={choice}" for name, choice in wanted if name in known)
+
+
+def _section(console: "Console", title: str) -> None:
     console.print(Text(f"\n{title}", "bold cyan"))
 
 
@@ -90,14 +141,14 @@ def _rows() -> Table:
     return table
 
 
-def _print_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+def _print_rows(console: "Console", rows: Iterable[tuple[str, str]]) -> None:
     table = _rows()
     for left, right in rows:
         table.add_row(Text(f"  {left}"), Text(right))
     console.print(table)
 
 
-def _print_groups(console: Console, known: Iterable[Group]) -> None:
+def _print_groups(console: "Console", known: Iterable[Group]) -> None:
     table = _rows()
     for group in known:
         choices = Text()
@@ -108,7 +159,7 @@ def _print_groups(console: Console, known: Iterable[Group]) -> None:
     console.print(table)
 
 
-def _print_keys(console: Console, found: Iterable["Key"]) -> None:
+def _print_keys(console: "Console", found: Iterable["Key"]) -> None:
     table = _rows()
     previous = ""
     for key in found:
@@ -135,7 +186,9 @@ def _shown(value: object) -> str:
 
 
 def _first_sentence(doc: str) -> str:
-    head, _, rest = doc.partition(". ")
+    # A sentence begins with a capital or a quoted word: "et al. 2019" is no end of one.
+    head, *more = re.split(r"\.\s+(?=[A-Z`])", doc, maxsplit=1)
+    rest = more[0] if more else ""
     # What null means is worth a second sentence.
     return doc.rstrip(".") if rest.startswith("`null`") else head.rstrip(".")
 

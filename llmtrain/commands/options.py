@@ -109,6 +109,11 @@ class Options:
         """Whether `flag` was given."""
         return flag in self.flags
 
+    def chooses(self, group: str) -> bool:
+        """Whether an override chooses something of `group`, of which there may be none."""
+        typed = [word.lstrip("+").partition("=") for word in self.overrides]
+        return any(key == group and value not in ("", "null") for key, _, value in typed)
+
 
 def parse(argv: Sequence[str]) -> Options:
     """Return `argv` (without the program's name) parsed.
@@ -131,7 +136,7 @@ def parse(argv: Sequence[str]) -> Options:
             options.overrides.append(word)
     if options.command == "help":
         options.flags.add("--help")
-        options.command = _command(options.overrides[0]) if options.overrides else None
+        options.command = _command(options.overrides.pop(0)) if options.overrides else None
     if options.command is not None:
         _check(options, COMMANDS[options.command])
     return options

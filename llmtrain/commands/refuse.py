@@ -8,10 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llmtrain.commands.groups import Group, groups
+from llmtrain.commands.groups import Group, choice_file, groups
 from llmtrain.commands.settings import keys, schema_of
 from llmtrain.config.store import PLAIN_SCHEMAS, ROOTS, SCHEMAS
 from llmtrain.errors import ConfigError, did_you_mean
+
+PACKAGE = r"\s*#\s*@package +_global_\s*$"
+"""The comment by which a YAML file speaks of all groups; Hydra reads it at the very top alone."""
 
 
 def check_words(command: str, words: Sequence[str], config_dirs: Sequence[Path]) -> None:
@@ -47,6 +50,25 @@ def check_choice(group: Group, choice: str | None) -> None:
         raise ConfigError(
             f"{group.name}={word}: there is no such {group.name}.{hint}\n"
             f"Choices: {', '.join(group.choices)}."
+        )
+
+
+def check_package(command: str, group: str, choice: str, config_dirs: Sequence[Path]) -> None:
+    """Refuse a recipe over all groups (an experiment, a sweep) whose file does not say that it is.
+
+    Hydra would put its settings under the group's own name, and complain of that name.
+
+    Raises:
+        ConfigError: names the file and the line that it lacks.
+    """
+    path = choice_file(group, choice, config_dirs)
+    if group in _names(ROOTS[command]) or path is None:
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not re.match(PACKAGE, text, re.MULTILINE):
+        raise ConfigError(
+            f"{group}={choice}: the first line of {path} must be\n\n    # @package _global_\n\n"
+            f"Without it what the file sets would belong to a group '{group}', not to the run."
         )
 
 

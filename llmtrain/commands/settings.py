@@ -71,6 +71,16 @@ def keys(
             yield from _fields(f"{group.name}.", schema, values)
 
 
+def keys_of(composed: Mapping[str, tuple[type, Any]]) -> Iterator[Key]:
+    """Yield every setting of a composed configuration, with its value.
+
+    Args:
+        composed: Name -> dataclass and plain values of each group; "" -> those of the root.
+    """
+    for name, (schema, values) in composed.items():
+        yield from _fields(f"{name}." if name else "", schema, values)
+
+
 def _fields(prefix: str, schema: type, values: Mapping[str, Any]) -> Iterator[Key]:
     docs = field_docs(schema)
     hints = typing.get_type_hints(schema)

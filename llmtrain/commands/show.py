@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from rich.console import Console
 from rich.table import Table
 
 from llmtrain.config.plan import AXES, Plan
 from llmtrain.config.schema import RunConfig
+from llmtrain.console import make_console
 from llmtrain.units import format_count
 
 
@@ -46,7 +46,7 @@ def print_plan(run: RunConfig, plan: Plan) -> None:
     table.show_header = False
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(highlight=False).print(table)
+    make_console().print(table)
 
 
 def as_plain(config: object) -> dict[str, object]:

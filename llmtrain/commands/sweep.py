@@ -16,7 +16,6 @@ from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
-from rich.console import Console
 from rich.text import Text
 
 from llmtrain.commands.compose import Composer, SweepBase, composer
@@ -27,6 +26,7 @@ from llmtrain.config.paths import RESULT, default_sweep_dir, make_run_dir
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import to_yaml
+from llmtrain.console import make_console
 from llmtrain.errors import (
     EXIT_BUG,
     EXIT_OK,
@@ -201,10 +201,7 @@ def show_table(jobs: Sequence[Job]) -> None:
             str(job.number), " ".join(job.given), status,
             _loss(job.train_loss), val, format_duration(job.wall_s) if job.wall_s else "",
         )  # fmt: skip
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
+    make_console().print(table)
 
 
 def _loss(value: float | None) -> str:

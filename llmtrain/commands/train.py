@@ -35,12 +35,12 @@ def run_train(options: Options) -> int:
         if options.has("--cfg"):
             print(to_yaml(composed.config), end="")
             return EXIT_OK
-        if composed.sweep is not None:
-            from llmtrain.commands.sweep import run_sweep
+    if composed.sweep is not None:  # an experiment's YAML may be one
+        from llmtrain.commands.sweep import run_sweep
 
-            return run_sweep(options)
-        plan = plan_run(composed.config, None if rank is None else torchrun.world_size())
+        return run_sweep(options)
     run: RunConfig = composed.config
+    plan = plan_run(run, None if rank is None else torchrun.world_size())
     if rank:
         # It has composed too, so that what is refused ends every rank at once.
         return torchrun.become_worker("-", run.launcher)

@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from llmtrain.config.groups.data import DataConfig
 from llmtrain.config.groups.tokenizer import TokenizerConfig
+from llmtrain.console import make_console
 from llmtrain.data.cache import cache_root, new_folder, only_one, settings_hash
 from llmtrain.data.clean import Cleaner
 from llmtrain.data.corpus import Corpus
@@ -57,7 +58,7 @@ def prepare(
         DataError: an input cannot be used, the cache cannot be written, or what it holds is
             corrupt.
     """
-    console = console or Console(stderr=True)
+    console = console or make_console(stderr=True)
     check_source(data)
     root = cache_root(data)
     digest = settings_hash(data, tokenizer)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain import __version__
+from llmtrain.console import answering, make_console
 from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.machine import gpu_count, usable_cores
 from llmtrain.units import format_bytes
@@ -261,7 +262,6 @@ def examine() -> list[Finding]:
 
 def show(findings: list[Finding]) -> None:
     """Print the findings as a table on stdout."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -272,10 +272,7 @@ def show(findings: list[Finding]) -> None:
             Text(*marks[finding.status]), finding.name,
             Text(finding.value).append(f"\n{finding.fix}" if finding.fix else "", "bold"),
         )  # fmt: skip
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120
-    console.print(table)
+    make_console().print(table)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -294,4 +291,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answering(main))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.table import Table
 
 from llmtrain.config.groups.inference import EvaluateConfig
+from llmtrain.console import make_console
 from llmtrain.data.dataset import TokenDataset
 from llmtrain.data.loader import Batch, ValidationBatches
 from llmtrain.data.prepare import prepare
@@ -63,5 +63,5 @@ def run_evaluate(config: EvaluateConfig) -> int:
         table.add_row(
             f"[bold]{name}[/]", f"{value:.4f}" if isinstance(value, float) else str(value)
         )
-    Console().print(table)
+    make_console().print(table)
     return EXIT_OK

@@ -2,10 +2,10 @@
 
 import json
 
-from rich.console import Console
 from rich.table import Table
 
 from llmtrain.config.schema import PrepareConfig
+from llmtrain.console import make_console
 from llmtrain.data.prepare import load_report, prepare
 from llmtrain.errors import EXIT_OK
 
@@ -16,14 +16,14 @@ def run_prepare(config: PrepareConfig) -> int:
     Raises:
         UserError: when an input cannot be used.
     """
-    folder = prepare(config.data, config.tokenizer, console=Console(stderr=True))
+    folder = prepare(config.data, config.tokenizer, console=make_console(stderr=True))
     report = load_report(folder)
     if config.json:
         print(json.dumps({"folder": str(folder), **report}))
         return EXIT_OK
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     _add_rows(table, report, "")
-    console = Console()
+    console = make_console()
     console.print(table)
     # Not in the table, which would cut a path that is wider than the terminal.
     console.print(f"folder: {folder}", soft_wrap=True, highlight=False, markup=False)

@@ -3,11 +3,13 @@
 import json
 import logging
 import shlex
+import signal
 import time
 from pathlib import Path
 
 import yaml
 from rich.console import Console
+from rich.rule import Rule
 from torch.distributed import Store
 
 from llmtrain.config import paths
@@ -15,6 +17,7 @@ from llmtrain.config.groups.inference import GenerateConfig
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
+from llmtrain.console import make_console
 from llmtrain.data.prepare import prepare
 from llmtrain.distributed.env import RankInfo, init_process_group, rank_info, share_text
 from llmtrain.durable import replace_text
@@ -29,6 +32,9 @@ from llmtrain.train.trainer import Parts, Trainer, TrainResult
 from llmtrain.units import format_count, format_duration
 
 log = logging.getLogger(__name__)
+
+RULE_WIDTH = 80
+"""Columns of the lines round a sample of text."""
 
 
 class RefusedElsewhereError(UserError):
@@ -78,7 +84,8 @@ def run_train(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) ->
         UserError: when the data or a checkpoint cannot be used.
     """
     t0 = time.monotonic()
-    console = Console(stderr=True)
+    # Whoever reads along is gone, as when the terminal is: save, and end as for SIGTERM.
+    console = make_console(stderr=True, on_closed=lambda: signal.raise_signal(signal.SIGTERM))
     run = load_run_config(run_dir / paths.CONFIG)
     plan = load_plan(run_dir)
     prepared = prepare_once(run, info, store, console)
@@ -186,6 +193,7 @@ def _show_sample(parts: Parts, run_dir: Path, console: Console) -> None:
         log.exception("no sample")
         console.print(f"no sample: {error}", markup=False)
         return
-    console.rule("sample", align="left")
-    console.print(text.strip("\n"), markup=False, highlight=False)
-    console.rule()
+    width = min(console.width, RULE_WIDTH)
+    console.print(Rule("sample", align="left"), width=width)
+    console.print(text.strip("\n"), markup=False, soft_wrap=True)
+    console.print(Rule(), width=width)

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +14,7 @@ from llmtrain.config.paths import CONFIG, LOGS, PLAN, RECORDS
 from llmtrain.config.plan import Plan
 from llmtrain.config.store import load_run_config
 from llmtrain.config.verify import REPORT, StrategyRun, Verification, load_verification
+from llmtrain.console import make_console
 from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.train.compare import (
     GRADIENT,
@@ -27,9 +27,6 @@ from llmtrain.train.compare import (
     compare,
 )
 from llmtrain.train.tolerance import Tolerance, make_tolerance
-
-PLAIN_WIDTH = 160
-"""Columns where stdout is no terminal."""
 
 
 def run_verify(folder: str, *, json_answer: bool, keep_records: bool) -> int:
@@ -121,9 +118,7 @@ def _finite(value: float) -> float | None:
 
 def show(verification: Verification, root: Path) -> None:
     """Print the table of strategies, and under it where each that fails parts from one process."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    console = make_console()
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for column in ("strategy", ">processes", ">loss", ">gradient norm", ">gradient",
                    "of", ">weight", "of", ">of tolerance", "", ">wall"):  # fmt: skip

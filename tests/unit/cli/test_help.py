@@ -12,6 +12,7 @@ from llmtrain.commands.compose import Composer
 from llmtrain.commands.groups import groups
 from llmtrain.commands.options import COMMANDS
 from llmtrain.commands.settings import keys
+from llmtrain.errors import ConfigError
 
 
 def test_help_names_commands_groups_choices_and_examples(
@@ -35,6 +36,39 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
             if not key.name.endswith(".name"):
                 assert re.search(rf"^\s+{re.escape(key.name)}=", out, re.MULTILINE), key
                 assert key.doc, f"{key.name} has no docstring"
+
+
+def test_help_shows_the_settings_of_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "data=text", "optimizer=momentum", "optimizer.lr=0.7", "--help"]) == 0
+    out = capsys.readouterr().out
+    for line in ("data.path=null", "optimizer.momentum=0.9", "optimizer.lr=0.7"):
+        assert re.search(rf"^\s+{re.escape(line)}\s", out, re.MULTILINE), line
+    assert "optimizer.beta1=" not in out
+    assert re.search(r"\* momentum ", out) and not re.search(r"\* adamw ", out)
+
+
+def test_help_needs_nothing_that_a_run_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "top_k=null", "--help"]) == 0  # no run=
+    assert re.search(r"^\s+top_k=null\s", capsys.readouterr().out, re.MULTILINE)
+    assert run(["train", "-m", "optimizer=adam,lion", "data=jsonl", "--help"]) == 0
+    assert "data.text_key=text" in capsys.readouterr().out
+    assert run(["help", "train", "scheduler=wsd"]) == 0
+    assert "scheduler.decay_steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("data=tex", "Did you mean 'text'"), ("data.pth=x", "data.pth")]
+)
+def test_help_refuses_what_cannot_be_chosen(word: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        run(["train", "data=text", word, "--help"])
+    assert said in str(refusal.value)
+
+
+def test_help_ends_no_sentence_at_an_abbreviation(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Radford et al. 2019, section 2.3)" in out
 
 
 def test_nothing_typed_shows_help_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

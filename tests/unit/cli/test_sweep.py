@@ -1,7 +1,10 @@
 """Which jobs a sweep has."""
 
+from pathlib import Path
+
 import pytest
 
+from llmtrain.cli import run
 from llmtrain.commands.compose import Composer
 from llmtrain.commands.sweep import make_jobs
 from llmtrain.errors import ConfigError
@@ -43,3 +46,24 @@ def test_what_only_some_jobs_can_take_is_their_own_matter(train: Composer) -> No
 def test_an_endless_sweep_is_refused(train: Composer) -> None:
     with pytest.raises(ConfigError, match="only lists"):
         make_jobs(train, ["optimizer.lr=interval(0,1)"])
+
+
+@pytest.mark.parametrize("more", [[], ["-m"], ["train.steps=20,40"]])
+def test_choosing_a_sweep_implies_multirun(
+    more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "sweep=optimizers", "-n", *more]) == 0
+    out = capsys.readouterr().out
+    assert out.count("# job") == (6 if "train.steps=20,40" in more else 3)
+    for name in ("adamw", "lion", "muon"):
+        assert f"optimizer={name}" in out
+
+
+def test_an_experiment_may_be_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+        "      optimizer: adamw,lion\n"
+    )
+    assert run(["train", "--config-dir", str(tmp_path), "experiment=mine", "-n"]) == 0
+    assert capsys.readouterr().out.count("# job") == 2

@@ -25,6 +25,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from llmtrain.config.paths import LOGS
 from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.launch.failure import (
+    before_training,
     complete_result,
     drop_empty_outputs,
     failure_path,
@@ -34,6 +35,7 @@ from llmtrain.launch.failure import (
     stop_status,
 )
 from llmtrain.launch.process import is_ready
+from llmtrain.panel import show_note
 
 SHUTDOWN_TIMEOUT_S = 600
 """How long workers may take for their last checkpoint after a signal, before they are killed."""
@@ -135,7 +137,8 @@ def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., A
         if ended:
             return report_failure(run_dir, read_failures(run_dir, ended), since=since)
         code = 128 + int(agent.got or signal.SIGTERM)
-        complete_result(run_dir, stop_status(code), None, since=since)
+        if complete_result(run_dir, stop_status(code), None, since=since):
+            show_note(before_training(stop_status(code)))
         return code
     finally:
         rendezvous.shutdown()

@@ -1,4 +1,17 @@
-"""Numbers for people: counts, bytes, durations. Standard library only."""
+"""Values for people: counts, bytes, durations, settings. Standard library only."""
+
+
+def as_typed(value: object) -> str:
+    """Return a setting's `value` as one types it: null, true, 3e-4."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def counted(count: float, one: str, many: str = "") -> str:
+    """Return `count` with its noun: "1 step", "2 steps"."""
+    number = f"{count:g}" if isinstance(count, float) else str(count)
+    return f"{number} {one if count == 1 else many or one + 's'}"
 
 
 def format_count(value: float) -> str:

@@ -19,9 +19,10 @@ from llmtrain.config import paths
 from llmtrain.config.store import ROOTS, from_dict
 from llmtrain.console import answering
 from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_USER, UserError
+from llmtrain.launch.failure import before_training
 from llmtrain.launch.process import die_with_parent
 from llmtrain.log import log_path, setup_log
-from llmtrain.panel import show_user_error
+from llmtrain.panel import show_note, show_user_error
 from llmtrain.train.stop import StopNow, StopRequest
 
 log = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ def _record_stop(run_dir: Path | None, rank: int, stop: StopRequest, t0: float) 
     result.status, result.error = stop.status, None
     result.wall_s = time.monotonic() - t0
     result.save(run_dir)
+    show_note(before_training(stop.status))
 
 
 def _record_failure(run_dir: Path | None, rank: int, error: Exception, t0: float) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from llmtrain.checkpoint.manifest import Manifest, read_manifest, step_folders
 from llmtrain.errors import CheckpointError
+from llmtrain.units import as_typed
 
 FREE = frozenset({"dropout", "init_std"})
 """Fields of the model that may change between a checkpoint and the run that goes on from it."""
@@ -37,8 +38,8 @@ def require_resumable(
         fixed.discard("seq_len")
     different = sorted(key for key in fixed if model.get(key) != manifest.model.get(key))
     if different:
-        saved = " ".join(f"model.{key}={manifest.model.get(key)}" for key in different)
-        asked = " ".join(f"model.{key}={model.get(key)}" for key in different)
+        saved = " ".join(f"model.{key}={as_typed(manifest.model.get(key))}" for key in different)
+        asked = " ".join(f"model.{key}={as_typed(model.get(key))}" for key in different)
         raise CheckpointError(
             f"{folder} is of another model: it has {saved}, this run asks for {asked}. "
             "Train the saved model, or name another folder with run_dir=DIR."

@@ -123,7 +123,10 @@ def _from_omegaconf(
         )
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         typed = given.lstrip("+").partition("=")[0] if given else key
-        return unknown_key(key, error.object_type, command=command, typed=typed, where=where)
+        value = given.partition("=")[2].strip("'\"") if given else ""
+        return unknown_key(
+            key, error.object_type, command=command, typed=typed, where=where, value=value
+        )
     return ConfigError(f"{given or key}{where}: {reason}")
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from llmtrain.commands.groups import Group, groups
 from llmtrain.commands.options import COMMANDS, FLAGS, SHORT, VALUE_FLAGS, Options
 from llmtrain.console import make_console
+from llmtrain.units import as_typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -176,13 +177,9 @@ def _print_keys(console: "Console", found: Iterable["Key"]) -> None:
 
 
 def _shown(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, str):
         return repr(value) if value != value.strip() or "\n" in value else value
-    return str(value)
+    return as_typed(value)
 
 
 def _first_sentence(doc: str) -> str:

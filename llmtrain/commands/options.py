@@ -126,7 +126,9 @@ def parse(argv: Sequence[str]) -> Options:
     for word in words:
         if word.startswith("-") and word != "-":
             name, equals, value = word.partition("=")
-            flag = _flag(SHORT.get(name, name), options)
+            flag = SHORT.get(name, name)
+            if flag not in FLAGS:
+                raise _unknown_flag(options, flag, value if equals else next(words, ""))
             if flag in VALUE_FLAGS:
                 _take_value(options, flag, value if equals else next(words, ""))
             options.flags.add(flag)
@@ -152,13 +154,35 @@ def _command(word: str) -> str:
     )
 
 
-def _flag(flag: str, options: Options) -> str:
-    if flag in FLAGS:
-        return flag
+def _unknown_flag(options: Options, flag: str, value: str) -> UsageError:
+    """Return the refusal of a flag: the setting that it was meant for, or the nearest flag."""
+    setting = _setting_like(options, flag.lstrip("-").replace("-", "_"))
+    if setting is not None:
+        given = value if value and not value.startswith("-") else "VALUE"
+        return UsageError(f"'{flag}' is not a flag: settings are key=value, here {setting}={given}")
     near = did_you_mean(flag, FLAGS)
     if options.command is not None:
         near += f" Settings are key=value: llmtrain {options.command} --help lists them."
-    raise UsageError(f"'{flag}' is not a flag.{near} Flags: {', '.join(FLAGS)}.")
+    return UsageError(f"'{flag}' is not a flag.{near} Flags: {', '.join(FLAGS)}.")
+
+
+def _setting_like(options: Options, name: str) -> str | None:
+    """Return the setting whose name, or its last part, is `name` or ends with it; null: none."""
+    # Imported here: only a refusal needs the schemas.
+    from llmtrain.commands.groups import groups
+    from llmtrain.commands.settings import keys
+
+    command = options.command or "train"
+    if not COMMANDS[command].overrides or len(name) < 2:
+        return None
+    given = [word.partition("=") for word in options.overrides]
+    known = groups(command, options.config_dirs)
+    chosen = {key: value for key, equals, value in given if equals and key in known}
+    names = [*known, *(key.name for key in keys(command, chosen, options.config_dirs))]
+    names.sort(key=lambda setting: not setting.startswith("train."))  # its seed is the run's
+    endings = (f".{name}", f"_{name}")
+    found = (n for ending in endings for n in names if f".{n}".endswith(ending))
+    return next(found, None)
 
 
 def _take_value(options: Options, flag: str, value: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmtrain.commands.groups import Group, choice_file, groups
 from llmtrain.commands.settings import keys, schema_of
+from llmtrain.config.paths import conf_dir
 from llmtrain.config.store import PLAIN_SCHEMAS, ROOTS, SCHEMAS
 from llmtrain.errors import ConfigError, did_you_mean
 
@@ -89,8 +90,9 @@ def _check_key(command: str, known: Mapping[str, Group], key: str) -> None:
 
 
 def unknown_key(
-    key: str, schema: type | None, *, command: str = "train", typed: str = "", where: str = ""
-) -> ConfigError:
+    key: str, schema: type | None, *, command: str = "train", typed: str = "", where: str = "",
+    value: str = "",
+) -> ConfigError:  # fmt: skip
     """Return the refusal of a key that `schema` lacks, with the nearest that exists.
 
     Args:
@@ -99,6 +101,7 @@ def unknown_key(
         command: Whose settings to search for a key of that name elsewhere.
         typed: The whole key as typed.
         where: The file it comes from, in brackets; "": the command line.
+        value: What it was to be set to, as typed.
     """
     typed = typed or key
     parent, _, leaf = key.rpartition(".")
@@ -110,7 +113,7 @@ def unknown_key(
     owners = [name for name, other in SCHEMAS.get(parent, {}).items() if leaf in _names(other)]
     if owners:
         names = " or ".join(owners)
-        lines.append(f"It exists where {parent}.name is {names}: choose another {parent}.")
+        lines.append(f"It exists where {parent}.name is {names}: {_chosen(key, owners, value)}.")
     elif near:
         word = near.split("'")[1]
         lines[0] += f" Did you mean '{f'{parent}.{word}' if parent else word}'?"
@@ -120,6 +123,19 @@ def unknown_key(
     known = [s for s in siblings if s != "name"]
     lines.append(f"Settings {name}here: {', '.join(known)}.")
     return ConfigError("\n".join(lines))
+
+
+def _chosen(key: str, owners: Sequence[str], value: str) -> str:
+    """Return what to choose so that the key exists: a choice that has an owner's name."""
+    group, _, leaf = key.rpartition(".")
+    choices = [name for name in owners if (conf_dir() / group / f"{name}.yaml").is_file()]
+    if not choices:
+        return f"choose another {group}"
+    if (group, leaf) == ("data", "path"):
+        from llmtrain.data.locate import kind_of_path
+
+        return f"add data={kind_of_path(value)}"
+    return f"add {' or '.join(f'{group}={name}' for name in choices)}"
 
 
 def _names(schema: type) -> list[str]:

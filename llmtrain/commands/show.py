@@ -7,7 +7,7 @@ from rich.table import Table
 from llmtrain.config.plan import AXES, Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.console import make_console
-from llmtrain.units import format_count
+from llmtrain.units import counted, format_count
 
 
 def plain_table(*columns: str) -> Table:
@@ -24,7 +24,7 @@ def plain_table(*columns: str) -> Table:
 def print_plan(run: RunConfig, plan: Plan) -> None:
     """Print the plan of a run that has not started."""
     axes = " x ".join(f"{axis} {plan.axis(axis)}" for axis in AXES if plan.axis(axis) > 1)
-    steps = f"{plan.steps:,}" if plan.steps is not None else f"{run.train.epochs} epochs"
+    steps = f"{plan.steps:,}" if plan.steps is not None else counted(run.train.epochs or 0, "epoch")
     rows = {
         "model": f"{run.model.name}, {run.model.n_layers} layers, dim {run.model.dim}, "
         f"{run.model.n_heads} heads, sequence {run.model.seq_len}",
@@ -33,8 +33,9 @@ def print_plan(run: RunConfig, plan: Plan) -> None:
         "strategy": f"{run.strategy.name}"
         + (f", zero {run.strategy.zero}" if run.strategy.zero else ""),
         "processes": f"{plan.world_size}" + (f" = {axes}" if axes else ""),
-        "batch": f"{plan.global_batch_size} sequences = {plan.dp} data-parallel x "
-        f"{plan.gradient_accumulation_steps} micro-batches x {plan.micro_batch_size}",
+        "batch": f"{counted(plan.global_batch_size, 'sequence')} = {plan.dp} data-parallel x "
+        f"{counted(plan.gradient_accumulation_steps, 'micro-batch', 'micro-batches')} x "
+        f"{plan.micro_batch_size}",
         "tokens a step": format_count(plan.tokens_per_step),
         "steps": steps,
         "optimizer": f"{run.optimizer.name}, lr {run.optimizer.lr:g}, {run.scheduler.name}",

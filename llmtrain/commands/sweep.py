@@ -38,7 +38,7 @@ from llmtrain.errors import (
 )
 from llmtrain.launch import torchrun
 from llmtrain.panel import show_note, show_user_error
-from llmtrain.units import format_duration
+from llmtrain.units import counted, format_duration
 
 SUMMARY = "sweep.json"
 
@@ -84,7 +84,7 @@ def run_sweep(options: Options) -> int:
                 "they are kept in sweeps/<experiment_name>/."
             )
         folder = make_run_dir(default_sweep_dir(base.experiment_name), logs=False)
-        show_note(f"{len(jobs)} jobs in {folder}")
+        show_note(f"{counted(len(jobs), 'job')} in {folder}")
         code = _run_jobs(hydra, jobs, folder)
     show_table(jobs)
     return code

@@ -43,15 +43,34 @@ def check_run(run: str) -> None:
     """Refuse a run directory that is none.
 
     Raises:
-        ConfigError: with the nearest folder beside it that is one.
+        ConfigError: with the nearest folder that is one, else the newest.
     """
     folder = Path(run).expanduser()
     if (folder / CONFIG).is_file():
         return
-    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
-    if runs:
-        raise ConfigError(f"run={run} holds runs, and is none itself. The newest: run={runs[-1]}")
+    inside = _newest_run(folder)
+    if inside is not None:
+        raise ConfigError(f"run={run} holds runs, and is none itself. The newest: run={inside}")
     if folder.is_dir():
-        raise ConfigError(f"run={run} is not a run directory: it has no {CONFIG}.")
+        raise ConfigError(f"run={run} is not a run directory: it has no {CONFIG}.{_other_run()}")
     beside = [path.parent.name for path in folder.parent.glob(f"*/{CONFIG}")]
-    raise ConfigError(f"run={run}: there is no such folder.{did_you_mean(folder.name, beside)}")
+    near = did_you_mean(folder.name, beside)
+    if not near:
+        newest = _newest_run(folder.parent)
+        near = f" The newest beside it: run={newest}" if newest is not None else _other_run()
+    raise ConfigError(f"run={run}: there is no such folder.{near}")
+
+
+def _other_run() -> str:
+    newest = _newest_run(Path("runs"))
+    return f" The newest run here: run={newest}" if newest is not None else ""
+
+
+def _newest_run(folder: Path) -> Path | None:
+    """Return the run that was started last in `folder` or in a folder of it; null: there is none.
+
+    That is runs/<experiment_name>/<run>, or a folder of runs that the user named.
+    """
+    found = [path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{CONFIG}")]
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return None if newest is None else newest.parent

@@ -35,7 +35,7 @@ from llmtrain.launch.claim import claimed
 from llmtrain.launch.failure import log_tail
 from llmtrain.launch.local import launch, run_task
 from llmtrain.panel import show_error, show_note
-from llmtrain.units import format_duration
+from llmtrain.units import counted, format_duration
 
 OUTPUT = "output.log"
 """In logs/: what a run would print on a terminal."""
@@ -85,7 +85,8 @@ def run_verify(options: Options) -> int:
             precision=config.train.precision, steps=config.verify.steps,
             runs=[StrategyRun(p.name, p.overrides, p.plan.world_size) for p in planned],
         )  # fmt: skip
-        show_note(f"{len(planned) - 1} strategies against one process, in {folder}")
+        count = counted(len(planned) - 1, "strategy", "strategies")
+        show_note(f"{count} against one process, in {folder}")
         code = _run_all(planned, verification, folder)
         if code != EXIT_OK:
             return code
@@ -211,10 +212,8 @@ def _run_all(planned: Sequence[Planned], verification: Verification, folder: Pat
     verification.save(folder)
     for number, (one, run) in enumerate(zip(planned, verification.runs, strict=True)):
         what = next(iter(one.run.strategy.name.split()))
-        show_note(
-            f"{number}/{len(planned) - 1} {run.name}: strategy={what}, {run.processes} "
-            f"process{'es' if run.processes > 1 else ''}"
-        )
+        processes = counted(run.processes, "process", "processes")
+        show_note(f"{number}/{len(planned) - 1} {run.name}: strategy={what}, {processes}")
         began = time.monotonic()
         try:
             run.exit_code = _run_one(one, folder / run.name)

@@ -3,6 +3,7 @@
 Standard library only: the command line calls `check_source` before any process starts.
 """
 
+import fnmatch
 import glob
 import os
 from pathlib import Path
@@ -80,6 +81,17 @@ def find_files(config: DataConfig) -> list[Path]:
     raise DataError(f"data.path={path} does not exist.{_neighbours(root)}")
 
 
+def kind_of_path(path: str) -> str:
+    """Return which of the sources that read files `path` is for, by names: text where unclear."""
+    root = Path(path).expanduser()
+    names = [p.name for p in root.iterdir()] if root.is_dir() else [root.name]
+    kinds = {
+        kind: sum(fnmatch.fnmatch(name, pattern) for name in names for pattern in patterns)
+        for kind, patterns in PATTERNS.items()
+    }
+    return max(kinds, key=lambda kind: kinds[kind])
+
+
 def is_local(path: str) -> bool:
     """Say whether `path` can only mean a folder of this machine, not a name on the hub."""
     return Path(path).expanduser().exists() or path.startswith(("/", "./", "../", "~"))
@@ -100,6 +112,11 @@ def _given_path(config: DataConfig) -> str:
 def _files_in_folder(root: Path, path: str, patterns: tuple[str, ...]) -> list[Path]:
     found = {file for pattern in patterns for file in root.rglob(pattern) if file.is_file()}
     shown = [f for f in found if not any(p.startswith(".") for p in f.relative_to(root).parts)]
+    if not any(file.is_file() for file in root.rglob("*")):
+        raise DataError(
+            f"data.path={path} is a folder that holds no files ({root.resolve()}). Put "
+            f"{' or '.join(patterns)} files into it, or name another."
+        )
     if not shown:
         raise DataError(
             f"data.path={path} is a folder without {' or '.join(patterns)} files."

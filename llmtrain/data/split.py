@@ -7,6 +7,9 @@ import xxhash
 from llmtrain.data.corpus import Corpus
 from llmtrain.errors import DataError
 
+MUCH_MORE = 2
+"""Times data.val_ratio from which on validation's share is worth a note."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -47,9 +50,22 @@ def split_corpus(corpus: Corpus, val_ratio: float, seed: int) -> Split:
             taken += size_of[digest]
     if not held:
         held = [min(ranked, key=lambda digest: size_of[digest])]
+    taken = sum(size_of[digest] for digest in held)
     inside = set(held)
     train = [n for digest in ranked if digest not in inside for n in same[digest]]
-    return Split(sorted(train), sorted(n for digest in held for n in same[digest]))
+    validation = sorted(n for digest in held for n in same[digest])
+    return Split(sorted(train), validation, _share_note(taken / float(sizes.sum()), val_ratio))
+
+
+def _share_note(share: float, val_ratio: float) -> str:
+    """Return what to say where whole documents make validation far larger than asked for."""
+    if share <= MUCH_MORE * val_ratio:
+        return ""
+    return (
+        f"validation takes {share:.0%} of the text, where data.val_ratio={val_ratio:g} asks for "
+        f"{100 * val_ratio:.3g}%: documents are held out whole, and these are few. Cut them "
+        "into smaller ones, or join them into one file, whose end is then held out"
+    )
 
 
 def _split_tail(corpus: Corpus, val_ratio: float) -> Split:

@@ -201,7 +201,12 @@ def stop_status(exit_code: int) -> str:
     return "stopped" if exit_code == EXIT_SIGINT else "preempted"
 
 
-def complete_result(run_dir: Path, status: str, error: str | None, *, since: float) -> None:
+def before_training(status: str) -> str:
+    """Return the line for a run that a signal ended while its workers were starting."""
+    return f"{status} before training began: there was nothing to save"
+
+
+def complete_result(run_dir: Path, status: str, error: str | None, *, since: float) -> bool:
     """Write result.json where the worker could not: it died, or was stopped before it began.
 
     Args:
@@ -209,6 +214,9 @@ def complete_result(run_dir: Path, status: str, error: str | None, *, since: flo
         status: What the launcher saw.
         error: The first failure, if any.
         since: When this start began, unix s; what was written before belongs to an earlier one.
+
+    Returns:
+        Whether it was written: nobody has told how the run ended.
     """
     path = run_dir / RESULT
     try:
@@ -219,7 +227,8 @@ def complete_result(run_dir: Path, status: str, error: str | None, *, since: flo
     # Rank 0 writes "failed" with its own error, which may only be that another rank is gone; or
     # "preempted", which may only be the agent's SIGTERM, since another rank is gone.
     if fresh and (status != "failed" or written.get("status") not in ("failed", "preempted")):
-        return
+        return False
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps({**written, "status": status, "error": error}, indent=2) + "\n")
     partial.replace(path)
+    return True

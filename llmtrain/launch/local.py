@@ -15,6 +15,7 @@ from llmtrain.config.groups.launcher import LauncherConfig, LocalLauncherConfig
 from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.launch.environment import worker_environment
 from llmtrain.launch.failure import (
+    before_training,
     clear_stale,
     complete_result,
     read_failures,
@@ -22,7 +23,7 @@ from llmtrain.launch.failure import (
     stop_status,
 )
 from llmtrain.launch.process import Ended, supervise
-from llmtrain.panel import show_error
+from llmtrain.panel import show_error, show_note
 
 PYTHON = (sys.executable, "-P", "-m")
 """-P: a stray `random.py` in the current folder is not imported in place of the real one."""
@@ -47,7 +48,11 @@ def launch(
         command = [*PYTHON, "llmtrain.agent", str(run_dir), "--nproc-per-node", str(processes)]
     ended = supervise(command, worker_environment(launcher, processes), output)
     if ended.stopped_by is not None and ended.exit_code > 128:
-        complete_result(run_dir, stop_status(ended.exit_code), None, since=since)
+        status = stop_status(ended.exit_code)
+        untold = complete_result(run_dir, status, None, since=since)
+        if untold and output is None:
+            killed = "killed: the same run_dir goes on from its newest checkpoint"
+            show_note(killed if ended.forced else before_training(status))
         return ended.exit_code
     if ended.code == EXIT_OK:
         return EXIT_OK
@@ -76,4 +81,6 @@ def run_task(task: str, request: Mapping[str, Any]) -> int:
     if ended.code < 0 and ended.stopped_by is None:
         show_error(f"{task} failed", f"The process was killed by signal {-ended.code}.")
         return EXIT_BUG
+    if ended.stopped_by is not None:
+        show_note(f"{task} {stop_status(ended.exit_code)}")
     return ended.exit_code

@@ -95,17 +95,19 @@ def check_torch() -> Iterator[Finding]:
     nccl = dist.is_available() and dist.is_nccl_available()
     bad = seen > 0 and not nccl
     yield Finding(
-        "nccl", "warning" if bad else "ok", "available" if nccl else "missing",
+        "nccl", "warning" if bad else "ok",
+        "available" if nccl else "not in this build of torch; only GPUs need it",
         "Install a CUDA build of torch." if bad else "",
     )  # fmt: skip
     yield Finding(
         "gpus", "warning" if gpus != seen else "ok",
-        ", ".join(torch.cuda.get_device_name(i) for i in range(seen)) or f"{gpus}",
+        ", ".join(torch.cuda.get_device_name(i) for i in range(seen))
+        or (f"{gpus} that torch cannot use" if gpus else "none: training runs on the processor"),
         f"The driver shows {gpus}, torch {seen}: install a CUDA build of torch that fits it."
         if gpus != seen else "",
     )  # fmt: skip
     mps = hasattr(torch.backends, "mps") and torch.backends.mps.is_available()
-    yield Finding("mps", "ok", "available" if mps else "missing")
+    yield Finding("mps", "ok", "available, and not used" if mps else "none")
 
 
 def check_cpu() -> Iterator[Finding]:
@@ -227,7 +229,7 @@ def check_limits() -> Iterator[Finding]:
 
 def check_launchers() -> Iterator[Finding]:
     """Look for schedulers and for a launcher that this process is already under."""
-    yield Finding("slurm", "ok", shutil.which("sbatch") or "missing")
+    yield Finding("slurm", "ok", shutil.which("sbatch") or "not on this machine")
     ranks = [
         f"{k}={os.environ[k]}" for k in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID") if k in os.environ
     ]

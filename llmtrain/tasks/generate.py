@@ -24,6 +24,7 @@ def run_generate(config: GenerateConfig) -> int:
     trained = load_trained(Path(config.run), config.step, rank_info(config.device).device)
     streams = config.stream and not config.json and config.n == 1
     if streams:
+        encode_prompt(trained, config.prompt)  # refused before a word of it is printed
         sys.stdout.write(config.prompt)
     texts = generate_texts(trained, config, on_text=_print_now if streams else None)
     if config.json:
@@ -39,6 +40,19 @@ def run_generate(config: GenerateConfig) -> int:
     return EXIT_OK
 
 
+def encode_prompt(trained: TrainedModel, prompt: str) -> list[int]:
+    """Return the ids of `prompt`: the separator where it has none.
+
+    Raises:
+        ConfigError: when it is too long.
+        DataError: when the tokenizer does not know a character of it.
+    """
+    ids = trained.tokenizer.encode(prompt).tolist() or [trained.tokenizer.separator_id]
+    if len(ids) > trained.model.seq_len * 64:
+        raise ConfigError(f"prompt has {len(ids)} tokens; shorten it.")
+    return ids
+
+
 def generate_texts(
     trained: TrainedModel, config: GenerateConfig, *, on_text: Callable[[str], None] | None = None
 ) -> list[str]:
@@ -52,13 +66,10 @@ def generate_texts(
         on_text: Called with each piece of the first text as it comes.
 
     Raises:
-        ConfigError: when the prompt is empty of tokens.
-        DataError: when the tokenizer does not know a character of the prompt.
+        UserError: when the prompt cannot be used.
     """
     tokenizer = trained.tokenizer
-    ids = tokenizer.encode(config.prompt).tolist() or [tokenizer.separator_id]
-    if len(ids) > trained.model.seq_len * 64:
-        raise ConfigError(f"prompt has {len(ids)} tokens; shorten it.")
+    ids = encode_prompt(trained, config.prompt)
     device = trained.model.embed.weight.device
     decoders = [tokenizer.stream_decoder() for _ in range(config.n)]
     texts, done = [""] * config.n, [False] * config.n

@@ -17,7 +17,9 @@ class RunResult:
     """completed | failed | preempted | stopped."""
     step: int = 0
     tokens: int = 0
+    """Counted tokens since step 0, over all starts."""
     train_loss: float | None = None
+    """Of the last step."""
     val_loss: float | None = None
     wall_s: float = 0.0
     """Seconds since this start of the run."""

@@ -18,7 +18,7 @@ from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.console import make_console
-from llmtrain.data.prepare import prepare
+from llmtrain.data.prepare import load_report, prepare
 from llmtrain.distributed.env import RankInfo, init_process_group, rank_info, share_text
 from llmtrain.durable import replace_text
 from llmtrain.errors import EXIT_OK, ConfigError, UserError
@@ -94,7 +94,7 @@ def run_train(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) ->
         # A run keeps its tokenizer: it can be read when the prepared data is long gone. Not before
         # the checkpoint was accepted: a refused start leaves the run as it was.
         replace_text(run_dir / paths.TOKENIZER, (prepared / paths.TOKENIZER).read_text())
-    start = parts.state.step
+    start, seen = parts.state.step, parts.state.tokens
     if start >= parts.plan.total_steps and info.is_main:
         console.print(f"already trained to step {start}: nothing left to do")
     stop.defer()
@@ -104,7 +104,7 @@ def run_train(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) ->
         for writer in parts.writers:
             writer.close()
     if info.is_main:
-        _finish(parts, result, run_dir, console, time.monotonic() - t0)
+        _finish(parts, result, run_dir, console, time.monotonic() - t0, seen)
     return EXIT_OK if result.status == "completed" else stop.exit_code
 
 
@@ -124,6 +124,9 @@ def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console)
             share_text(store, "prepared", json.dumps({kind: str(error)}))
             raise
         share_text(store, "prepared", json.dumps({"folder": str(folder)}))
+        note = load_report(folder).get("note")
+        if note:
+            console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         return folder
     answer = json.loads(share_text(store, "prepared", None))
     if "refused" in answer:
@@ -134,9 +137,18 @@ def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console)
 
 
 def _finish(
-    parts: Parts, result: TrainResult, run_dir: Path, console: Console, wall_s: float
+    parts: Parts, result: TrainResult, run_dir: Path, console: Console, wall_s: float, seen: int
 ) -> None:
-    """Write result.json and tell what came out, with a sample of text."""
+    """Write result.json and tell what came out, with a sample of text.
+
+    Args:
+        parts: What was trained.
+        result: How training ended.
+        run_dir: The run directory.
+        console: Where to tell.
+        wall_s: Seconds since this start.
+        seen: Tokens that earlier starts had seen.
+    """
     state, run = parts.state, parts.run
     before = load_result(run_dir)
     train_loss, val_loss = result.train_loss, result.val_loss
@@ -152,9 +164,11 @@ def _finish(
         for name, value in (("train", train_loss), ("validation", val_loss))
         if value is not None
     ]
+    # Tokens and seconds of the same time: this start's.
+    now = f"{format_count(state.tokens - seen)} tokens in {format_duration(wall_s)}"
+    whole = f" ({format_count(state.tokens)} since step 0)" if seen else ""
     console.print(
-        f"{result.status} at step {state.step}/{parts.plan.steps}, "
-        f"{format_count(state.tokens)} tokens in {format_duration(wall_s)}"
+        f"{result.status} at step {state.step}/{parts.plan.steps}, {now}{whole}"
         f"{''.join(f', {text}' for text in losses)}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

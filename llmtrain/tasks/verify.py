@@ -27,6 +27,7 @@ from llmtrain.train.compare import (
     compare,
 )
 from llmtrain.train.tolerance import Tolerance, make_tolerance
+from llmtrain.units import counted
 
 
 def run_verify(folder: str, *, json_answer: bool, keep_records: bool) -> int:
@@ -141,9 +142,9 @@ def show(verification: Verification, root: Path) -> None:
     )
     console.print(table)
     steps = verification.steps
-    count = f"{steps} step{'s' if steps > 1 else ''}"
     console.print(
-        f"Largest relative errors of {count} in {verification.precision}, beside one process. "
+        f"Largest relative errors of {counted(steps, 'step')} in {verification.precision}, "
+        "beside one process. "
         f"Tolerance: {first:.1e} in step 1, as above in step {steps}.", style="dim",
     )  # fmt: skip
     for row in verification.comparisons:
@@ -153,9 +154,10 @@ def show(verification: Verification, root: Path) -> None:
     failed = sum(not row["passed"] for row in verification.comparisons)
     total = len(verification.comparisons)
     names = [row["name"] for row in verification.comparisons]
+    of = counted(total, "strategy", "strategies")
     passed = f"All {total} strategies compute" if total > 1 else f"{names[0]} computes"
     console.print(
-        f"\n{failed} of {total} strategies FAIL; {root / REPORT} has every number."
+        f"\n{failed} of {of} FAIL; {root / REPORT} has every number."
         if failed else f"\n{passed} what one process computes.",
         soft_wrap=True,
     )  # fmt: skip

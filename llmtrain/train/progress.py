@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
-from llmtrain.units import format_count, format_duration
+from llmtrain.units import counted, format_count, format_duration
 
 PLAIN_INTERVAL_S = 5.0
 """Seconds between plain lines, at least."""
@@ -77,23 +77,25 @@ def show_plan(console: Console, run: RunConfig, plan: Plan, data: str, run_dir: 
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")  # a path is never cut
     axes = " x ".join(
         f"{axis} {plan.axis(axis)}"
         for axis in ("pp", "dp_replicate", "dp_shard", "cp", "tp")
         if plan.axis(axis) > 1
     )
     zero = f", zero {run.strategy.zero}" if run.strategy.zero else ""
-    batch = f"{plan.global_batch_size} sequences x {run.model.seq_len} tokens"
+    batch = f"{counted(plan.global_batch_size, 'sequence')} x {run.model.seq_len} tokens"
     rows = {
         "run": run_dir,
         "model": f"{run.model.name}, {format_count(plan.n_parameters or 0)} parameters, "
         f"vocabulary {plan.vocab_size}",
         "data": data,
         "strategy": f"{run.strategy.name}{f' ({axes}{zero})' if axes else ''}, "
-        f"sync {run.sync.name}, {plan.world_size} process{'es' if plan.world_size > 1 else ''}",
+        f"sync {run.sync.name}, {counted(plan.world_size, 'process', 'processes')}",
         "step": f"{batch} = {format_count(plan.tokens_per_step)} tokens"
         f" ({plan.gradient_accumulation_steps} x {plan.micro_batch_size} on each of {plan.dp})",
-        "training": f"{plan.steps} steps, "
+        "training": f"{counted(plan.total_steps, 'step')}, "
         f"{format_count((plan.steps or 0) * plan.tokens_per_step)} tokens, "
         f"{run.optimizer.name} lr {run.optimizer.lr:g} {run.scheduler.name}, {run.train.precision}",
     }

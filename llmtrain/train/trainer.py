@@ -106,7 +106,8 @@ class Trainer:
             while state.step < steps and not self._out_of_patience():
                 with p.traced(state.step + 1):
                     result, norm, report = self.one_step(interval)
-                if state.step % p.run.train.log_every_steps == 0 or state.step == steps:
+                last = state.step == steps or result.stop
+                if last or state.step % p.run.train.log_every_steps == 0:
                     interval = self._log(result, norm, report, interval)
                 if result.stop:
                     self._save()

@@ -1,6 +1,7 @@
 """`evaluate` and `generate` on a finished run, from the shell."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,17 @@ def test_generate_is_a_function_of_the_seed(run_dir: Path) -> None:
     assert "".join(pieces) == whole[0] == texts(seed=1)[0]
     printed = llmtrain("generate", f"run={run_dir}", "prompt=a b", "max_new_tokens=40", "seed=1")
     assert printed == "a b" + whole[0] + "\n"
+
+
+def test_a_reader_that_leaves_ends_a_text_quietly(run_dir: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "llmtrain", "generate", f"run={run_dir}", "max_new_tokens=9"],
+        env=environment(), stdout=write, stderr=subprocess.PIPE, text=True, timeout=120,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_temperature_zero_takes_the_likeliest(run_dir: Path) -> None:

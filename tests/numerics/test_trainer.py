@@ -46,6 +46,13 @@ def test_a_line_of_metrics_has_every_key_of_the_contract(tmp_path: Path) -> None
     assert evaluation["val_tokens"] == 160
 
 
+def test_the_step_at_which_a_run_stops_is_logged(tmp_path: Path) -> None:
+    run_dir = tiny_run(tmp_path / "run", "train.steps=20", "train.log_every_steps=10")
+    train_frozen(run_dir, stop_after=13)
+    (folder,) = (run_dir / paths.CHECKPOINTS).glob("step_*")
+    assert metric_lines(run_dir)[-1]["step"] == int(folder.name.removeprefix("step_")) < 20
+
+
 @pytest.mark.parametrize(
     ("length", "steps"),
     [("train.steps=7", 7), ("train.tokens=1000", 8), ("train.epochs=0.5", None)],

@@ -85,7 +85,8 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_nothing_matches(tmp_path: Path) -> None:
     config = TextDataConfig(path=str(tmp_path))
-    refuses(config, "*.txt or *.md", "is empty", cheap=True)
+    (tmp_path / "sub").mkdir()
+    refuses(config, "Put *.txt or *.md files into it", "holds no files", cheap=True)
     (tmp_path / "a.pdf").touch()
     refuses(config, "a.pdf", cheap=True)
     refuses(JsonlDataConfig(path=str(tmp_path)), "*.jsonl or *.jsonl.gz", cheap=True)

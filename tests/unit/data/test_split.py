@@ -65,6 +65,15 @@ def test_equal_texts_stay_on_one_side(tmp_path: Path) -> None:
         assert len(split.train) + len(split.validation) == 100
 
 
+def test_few_documents_make_validation_large_and_it_is_said(tmp_path: Path) -> None:
+    alike = [f"{i}" + "text " * 200 for i in range(3)]
+    with corpus_of(tmp_path, alike) as corpus:
+        note = split_corpus(corpus, 0.05, 0).note
+    assert "33% of the text" in note and "data.val_ratio=0.05" in note and "one file" in note
+    with corpus_of(tmp_path, [f"{i} " * 50 for i in range(100)]) as corpus:
+        assert split_corpus(corpus, 0.05, 0).note == ""
+
+
 def test_one_document_is_cut_at_a_line(tmp_path: Path) -> None:
     text = "".join(f"line {i}\n" for i in range(100))
     with corpus_of(tmp_path, [text]) as corpus:

@@ -73,7 +73,7 @@ def test_cfg_job_prints_yaml_that_is_the_configuration(tmp_path: Path) -> None:
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     ended = llmtrain("train", "--dry-run", "strategy=data", cwd=tmp_path)
     assert ended.returncode == 0
-    assert "16 sequences = 2 data-parallel x 1 micro-batches x 8" in ended.stdout
+    assert "16 sequences = 2 data-parallel x 1 micro-batch x 8" in ended.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -307,6 +307,7 @@ def test_a_signal_leaves_a_checkpoint_that_is_resumed(
     again = stage.start("", *words, f"train.steps={stopped['step'] + 2}")
     _, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
+    assert " since step 0)" in err
     assert stage.result()["step"] == stopped["step"] + 2
     assert (stage.run_dir / "config.1.yaml").is_file()
 

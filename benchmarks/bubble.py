@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from llmtrain.machine import OWN_CORES, keep_to_own_cores
-from llmtrain.train.timeline import measured_bubble, read_trace
+from llmtrain.train.timeline import Bubble, measured_bubble, read_trace
 from tests.support.distributed import RankPool
 from tests.support.runs import freeze_run, train_frozen
 
@@ -47,7 +47,7 @@ def train_on_own_cores(run_dir: Path) -> None:
         os.sched_setaffinity(0, everywhere)
 
 
-def bubbles(run_dir: Path) -> list[float]:
+def bubbles(run_dir: Path) -> list[Bubble]:
     """Return the bubble of every traced step."""
     ranks = [read_trace(run_dir / "profile" / f"rank_{rank}.json.gz") for rank in range(2)]
     return [measured_bubble(steps) for steps in zip(*ranks, strict=True)]
@@ -62,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     chosen = args.schedule or SCHEDULES
     pool = RankPool(2)
-    measured: dict[str, list[float]] = {schedule: [] for schedule in chosen}
+    measured: dict[str, list[Bubble]] = {schedule: [] for schedule in chosen}
     ideal: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="llmtrain-bubble-") as name:
         folder = args.keep or Path(name)
@@ -78,10 +78,12 @@ def main() -> None:
                 ideal[schedule] = summary["ideal_bubble"]
     pool.close()
     for schedule, values in measured.items():
-        median = statistics.median(values)
+        waiting = [value.waiting for value in values]
+        median = statistics.median(waiting)
         row = {
-            "schedule": schedule, "bubble": median, "lowest": min(values), "highest": max(values),
+            "schedule": schedule, "bubble": median, "lowest": min(waiting), "highest": max(waiting),
             "theory": ideal[schedule], "ratio": median / ideal[schedule],
+            "imbalance": statistics.median(value.imbalance for value in values),
         }  # fmt: skip
         print(json.dumps(row), flush=True)
 

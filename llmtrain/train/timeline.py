@@ -89,16 +89,26 @@ def read_trace(path: Path) -> list[StepTimeline]:
     ]  # fmt: skip
 
 
-def measured_bubble(steps: Iterable[StepTimeline]) -> float:
-    """Return the idle share, 0-1, of one step of all ranks of one pipeline.
+@dataclass(frozen=True)
+class Bubble:
+    """What a pipeline's ranks wait, as shares of the time from its first computation to its last.
 
-    From the first computation of any stage to the last, as the textbooks have it: the optimizer and
-    the loading of data are outside.
+    The optimizer and the loading of data are outside, as the textbooks have it.
     """
+
+    waiting: float
+    """Of the busiest rank, 0-1: what the schedule costs. Theory speaks of it."""
+    imbalance: float
+    """What the others wait beside that on the average, since their stages take less time."""
+
+
+def measured_bubble(steps: Iterable[StepTimeline]) -> Bubble:
+    """Return the bubble of one step, given of all ranks of one pipeline."""
     spans = [[action.at for action in step.actions] for step in steps]
     begin = min(a for own in spans for a, _ in own)
     end = max(b for own in spans for _, b in own)
-    return 1.0 - sum(map(_length, map(_joined, spans))) / (len(spans) * (end - begin))
+    busy = [_length(_joined(own)) / (end - begin) for own in spans]
+    return Bubble(1.0 - max(busy), max(busy) - sum(busy) / len(busy))
 
 
 def _at(event: dict[str, Any], base: float) -> Interval:

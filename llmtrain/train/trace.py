@@ -15,7 +15,7 @@ from llmtrain.config.groups.metrics import MetricsConfig
 from llmtrain.config.plan import Plan
 from llmtrain.distributed.env import RankInfo
 from llmtrain.train.drawing import draw
-from llmtrain.train.timeline import STEP, StepTimeline, measured_bubble, read_trace
+from llmtrain.train.timeline import STEP, Bubble, StepTimeline, measured_bubble, read_trace
 
 PARTS = ("compute_s", "communication_s", "idle_s")
 """What a step's time is made of."""
@@ -98,14 +98,18 @@ class Tracer:
         bubble = self._bubble(steps)
         summary = {
             "ranks": [{"rank": s.rank, "step": s.step, **s.seconds()} for s in steps],
-            "schedule": self._schedule if bubble is not None else None,
-            "bubble": bubble,
+            "schedule": self._schedule if bubble else None,
+            "bubble": bubble.waiting if bubble else None,
             "ideal_bubble": self._ideal,
+            "imbalance": bubble.imbalance if bubble else None,
         }
         (self._folder / "timeline.json").write_text(json.dumps(summary, indent=1) + "\n")
         verdict = ""
-        if bubble is not None:
-            verdict = f", {self._schedule}: bubble {bubble:.1%}, in theory {self._ideal:.1%}"
+        if bubble:
+            verdict = (
+                f", {self._schedule}: bubble {bubble.waiting:.1%}, in theory {self._ideal:.1%}, "
+                f"and {bubble.imbalance:.1%} for stages of uneven time"
+            )
         shown = [step for step in steps if step.step == last]
         (self._folder / "timeline.svg").write_text(draw(shown, f"step {last}{verdict}"))
         whole = [sum(step.seconds()[part] for step in steps) for part in PARTS]
@@ -115,14 +119,18 @@ class Tracer:
         )
         self._say(f"traced into {self._folder}: {parts}{verdict}")
 
-    def _bubble(self, steps: Sequence[StepTimeline]) -> float | None:
-        """Return the median over traced steps and pipelines; None without a pipeline."""
+    def _bubble(self, steps: Sequence[StepTimeline]) -> Bubble | None:
+        """Return the medians over traced steps and pipelines; None without a pipeline."""
         if self._ideal is None:
             return None
         # pp is the outermost axis: every n-th rank belongs to the same pipeline.
         n = self._plan.world_size // self._plan.pp
-        return statistics.median(
+        bubbles = [
             measured_bubble([s for s in steps if s.step == number and s.rank % n == pipeline])
             for number in {step.step for step in steps}
             for pipeline in range(n)
+        ]
+        return Bubble(
+            statistics.median(bubble.waiting for bubble in bubbles),
+            statistics.median(bubble.imbalance for bubble in bubbles),
         )

@@ -56,6 +56,7 @@ def test_a_pipelines_trace_has_every_computation_in_an_order_that_can_be(
     assert summary["ideal_bubble"] == pytest.approx(ideal)
     assert summary["schedule"] == schedule
     assert 0.0 < summary["bubble"] < 1.0
+    assert 0.0 <= summary["imbalance"] < 1.0 - summary["bubble"]
     for row in summary["ranks"]:
         parts = (row["compute_s"], row["communication_s"], row["idle_s"])
         assert all(part >= 0.0 for part in parts)

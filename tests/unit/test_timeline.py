@@ -63,10 +63,13 @@ def test_on_a_gpu_only_what_ran_there_counts(tmp_path: Path) -> None:
     assert [round((a.at[1] - a.at[0]) * 1e6) for a in step.actions] == [30]
 
 
-def pipeline(folder: Path) -> list[StepTimeline]:
-    """Two stages, two micro-batches, GPipe with forwards of 10 and backwards of 20."""
+def pipeline(folder: Path, faster: float = 0.0) -> list[StepTimeline]:
+    """Two stages, two micro-batches, GPipe with forwards of 10 and backwards of 20.
+
+    `faster` is what the first stage's backwards take less.
+    """
     spans = {
-        0: [("0F0", 10, 20), ("0F1", 20, 30), ("0B0", 60, 80), ("0B1", 80, 100)],
+        0: [("0F0", 10, 20), ("0F1", 20, 30), ("0B0", 60, 80 - faster), ("0B1", 80 + faster, 100)],
         1: [("1F0", 20, 30), ("1F1", 30, 40), ("1B0", 40, 60), ("1B1", 60, 80)],
     }
     steps = []
@@ -78,7 +81,13 @@ def pipeline(folder: Path) -> list[StepTimeline]:
 
 
 def test_the_bubble_of_a_perfect_gpipe_is_the_textbooks(tmp_path: Path) -> None:
-    assert measured_bubble(pipeline(tmp_path)) == pytest.approx(1 / 3, abs=1e-2)
+    bubble = measured_bubble(pipeline(tmp_path))
+    assert (bubble.waiting, bubble.imbalance) == pytest.approx((1 / 3, 0.0), abs=1e-2)
+
+
+def test_stages_of_uneven_time_are_told_from_the_bubble(tmp_path: Path) -> None:
+    bubble = measured_bubble(pipeline(tmp_path, faster=5.0))
+    assert (bubble.waiting, bubble.imbalance) == pytest.approx((1 / 3, 10 / 90 / 2), abs=1e-2)
 
 
 def test_the_drawing_has_a_block_for_each_computation_where_it_was(tmp_path: Path) -> None:

@@ -205,8 +205,11 @@ def _bytes_of_fsdp(run_dir: Path) -> list[int]:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("zero", [1, 2, 3])
-@pytest.mark.parametrize("pp", [1, 2])
+@pytest.mark.parametrize(
+    ("zero", "pp"),
+    [(3, 1), (2, 2), *(pytest.param(*each, marks=pytest.mark.slow)
+                       for each in ((1, 1), (2, 1), (1, 2), (3, 2)))],
+)  # fmt: skip
 def test_comm_bytes_are_what_fsdp_sends(
     zero: int, pp: int, tmp_path: Path, rank_pool: Callable[[int], RankPool]
 ) -> None:

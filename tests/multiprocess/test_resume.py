@@ -22,6 +22,14 @@ RESUMED_RTOL = 1e-10
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "adafactor", "lion", "muon")
 
+LONG = {"momentum", "adam", "lion"}
+"""Their state is a part of others', so `make test` leaves them to `make test-chaos`."""
+
+
+def _marks(optimizer: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if optimizer in LONG else []
+
+
 DATA2 = ("strategy=data", "train.micro_batch_size=2")
 
 
@@ -52,7 +60,7 @@ def _best(run_dir: Path) -> tuple[float, int]:
 @pytest.mark.parametrize(
     ("optimizer", "precision"),
     [
-        *((optimizer, "fp32") for optimizer in OPTIMIZERS),
+        *(pytest.param(name, "fp32", marks=_marks(name)) for name in OPTIMIZERS),
         *itertools.product(("adamw", "muon"), ("bf16", "fp64")),
     ],
 )
@@ -95,7 +103,10 @@ def test_resume_on_two_processes_is_bitwise_the_same(
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("optimizer", "zeros"),
-    list(zip(OPTIMIZERS, itertools.cycle([(0, 3), (3, 1), (2, 0)]), strict=False)),
+    [
+        pytest.param(name, zeros, marks=_marks(name))
+        for name, zeros in zip(OPTIMIZERS, itertools.cycle([(0, 3), (3, 1), (2, 0)]), strict=False)
+    ],
 )
 def test_from_two_processes_to_one_and_back(
     optimizer: str, zeros: tuple[int, int], tmp_path: Path, rank_pool: Callable[[int], RankPool]

@@ -87,6 +87,22 @@ def train_frozen(
         gradients: Takes every step's whole gradients, before clipping.
     """
     import torch.distributed as dist
+
+    if dist.is_initialized():
+        return _train(run_dir, stop_after, start, gradients)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        return _train(run_dir, stop_after, start, gradients)
+    finally:
+        dist.destroy_process_group()
+
+
+def _train(
+    run_dir: Path,
+    stop_after: int | None,
+    start: int | None,
+    gradients: list[dict[str, torch.Tensor]] | None,
+) -> dict[str, torch.Tensor]:
     from rich.console import Console
 
     from llmtrain.data.prepare import prepare
@@ -96,9 +112,6 @@ def train_frozen(
     from llmtrain.train.stop import StopRequest
     from llmtrain.train.trainer import Trainer
 
-    alone = not dist.is_initialized()
-    if alone:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     run = store.load_run_config(run_dir / paths.CONFIG)
     info = rank_info("cpu")
     with Console(stderr=True, quiet=True) as console:
@@ -110,10 +123,7 @@ def train_frozen(
     Trainer(parts, stop).run()
     for writer in parts.writers:
         writer.close()
-    weights = whole_weights(parts.model.module)
-    if alone:
-        dist.destroy_process_group()
-    return weights
+    return whole_weights(parts.model.module)
 
 
 class _WatchedStep:

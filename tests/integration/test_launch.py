@@ -37,10 +37,12 @@ die_with_parent()
 rank = int(os.environ.get("RANK", 0))
 run_dir = pathlib.Path(sys.argv[1])
 log = run_dir / "logs" / f"rank_{rank}.log"
-(run_dir / f"started_{rank}").write_text(str(os.getpid()))
 told = []
 signal.signal(signal.SIGINT, lambda *_: told.append(130))
 signal.signal(signal.SIGTERM, lambda *_: told.append(143))
+# Renamed, so that who sees the file sees what is in it.
+(run_dir / f"starting_{rank}").write_text(str(os.getpid()))
+(run_dir / f"starting_{rank}").rename(run_dir / f"started_{rank}")
 
 def fail(kind, message, code, user_error=False, lost_peer=False):
     failure = {"rank": rank, "time": time.time(), "type": kind, "message": message,

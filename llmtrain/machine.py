@@ -39,9 +39,8 @@ def keep_to_own_cores() -> None:
     """
     if OWN_CORES not in os.environ or not hasattr(os, "sched_setaffinity"):
         return
-    rank, ranks = (
-        int(os.environ.get(k, d)) for k, d in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
-    )
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = sorted(os.sched_getaffinity(0))
     own = cores[rank * len(cores) // ranks : (rank + 1) * len(cores) // ranks]
     if own:

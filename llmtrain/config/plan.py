@@ -61,6 +61,11 @@ class Plan:
     flops_per_token: float | None = None
     """Floating-point operations of a forward and backward, per token (arXiv:2204.02311, app. B)."""
 
+    @property
+    def axes(self) -> dict[str, int]:
+        """The size of every mesh axis."""
+        return {axis: self.axis(axis) for axis in AXES}
+
     def axis(self, name: str) -> int:
         """Return the size of the mesh axis `name`."""
         return int(getattr(self, name))
@@ -87,7 +92,7 @@ class Plan:
         Raises:
             ConfigError: when the vocabulary cannot be cut as asked.
         """
-        check_vocabulary(run, {axis: self.axis(axis) for axis in AXES}, vocab_size)
+        check_vocabulary(run, self.axes, vocab_size)
         steps = self.steps
         if steps is None:
             assert run.train.epochs is not None
@@ -99,10 +104,7 @@ class Plan:
 
     def footprint(self, run: RunConfig) -> Footprint:
         """Return the modelled time and memory of the pipeline's stages."""
-        return Footprint(
-            run, {axis: self.axis(axis) for axis in AXES}, self.micro_batch_size,
-            self.gradient_accumulation_steps,
-        )  # fmt: skip
+        return Footprint(run, self.axes, self.micro_batch_size, self.gradient_accumulation_steps)
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON, whole or not at all: other ranks may be reading it."""

@@ -23,10 +23,11 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
 from torch.profiler import record_function
 
+from llmtrain.config.footprint import process_of_stage
 from llmtrain.config.plan import Plan
 from llmtrain.parallel.bubble import replayed_bubble, textbook_bubble
 from llmtrain.parallel.precision import Precision
-from llmtrain.parallel.stages import StagePlace, rank_of_stage
+from llmtrain.parallel.stages import StagePlace
 
 SPAN = "pipeline "
 """What the name of a computation begins with in a trace; torch's name for it follows: stage, F, B,
@@ -209,4 +210,4 @@ class Pipeline:
         return dist.get_rank(self._group)
 
     def _rank_of(self, stage: int) -> int:
-        return rank_of_stage(self._plan, self._schedule, stage)
+        return process_of_stage(self._schedule, self._plan.pp, stage)

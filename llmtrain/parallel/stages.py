@@ -35,15 +35,10 @@ class StagePlace:
         return self.index == self.n_stages - 1
 
 
-def rank_of_stage(plan: Plan, schedule: str, stage: int) -> int:
-    """Return the rank of the axis pp that holds `stage`."""
-    return process_of_stage(schedule, plan.pp, stage)
-
-
 def local_stages(plan: Plan, schedule: str, pp_rank: int) -> list[int]:
     """Return the stages that the rank `pp_rank` of the axis pp holds, in order."""
     stages = range(plan.pp * plan.stages_per_rank)
-    return [stage for stage in stages if rank_of_stage(plan, schedule, stage) == pp_rank]
+    return [stage for stage in stages if process_of_stage(schedule, plan.pp, stage) == pp_rank]
 
 
 def cut_stages(run: RunConfig, plan: Plan, shapes: Transformer) -> list[StagePlace]:

@@ -196,7 +196,8 @@ def _add_tracer(parts: Parts, run_dir: Path, console: Console) -> None:
         say=partial(console.print, highlight=False, markup=False, soft_wrap=True),
     )  # fmt: skip
     if parts.plan.total_steps - parts.state.step < tracer.steps_needed:
-        log.warning("fewer steps are left than metrics.trace needs: nothing is traced")
+        if parts.info.is_main:
+            _warn(console, "fewer steps are left than metrics.trace needs: nothing is traced")
     else:
         parts.traced = tracer.step
 

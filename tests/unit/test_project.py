@@ -140,7 +140,7 @@ def test_nothing_points_at_one_machine() -> None:
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
     if listed.returncode:
-        pytest.skip("not a git checkout")
+        pytest.skip("not a git checkout: which files belong to the project is not known")
     for name in listed.stdout.split("\n"):
         path = ROOT / name
         if path.suffix in {".py", ".yaml", ".toml", ".md"} or path.name in {"Makefile", "run"}:

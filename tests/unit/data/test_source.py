@@ -35,12 +35,13 @@ def texts(config: DataConfig) -> list[str]:
     return [document.text for document in read(config)]
 
 
-def refuses(config: DataConfig, *parts: str, cheap: bool = False) -> None:
-    """Check the message; a `cheap` mistake shows before anything is read."""
+def refuses(config: DataConfig, *parts: str, cheap: bool = False) -> str:
+    """Check the message, and return it; a `cheap` mistake shows before anything is read."""
     with pytest.raises(DataError) as caught:
         check_source(config) if cheap else read(config)
     for part in parts:
         assert part in str(caught.value)
+    return str(caught.value)
 
 
 def test_shakespeare_ships_with_the_package() -> None:
@@ -76,27 +77,28 @@ def test_no_path_given(kind: type[DataConfig]) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     (tmp_path / "shakespeare.txt").touch()
     config = TextDataConfig(path=str(tmp_path / "shakspeare.txt"))
-    refuses(config, str(config.path), "Did you mean 'shakespeare.txt'", cheap=True)
+    assert str(config.path) in refuses(config, "Did you mean 'shakespeare.txt'", cheap=True)
     config = TextDataConfig(path=str(tmp_path / "zzz"))
-    refuses(config, "does not exist", "holds shakespeare.txt", cheap=True)
+    assert "does not exist" in refuses(config, "holds shakespeare.txt", cheap=True)
     config = TextDataConfig(path=str(tmp_path / "no" / "such.txt"))
-    refuses(config, "folder is missing", str(tmp_path), cheap=True)
+    assert "folder is missing" in refuses(config, str(tmp_path), cheap=True)
 
 
 def test_nothing_matches(tmp_path: Path) -> None:
     config = TextDataConfig(path=str(tmp_path))
     (tmp_path / "sub").mkdir()
-    refuses(config, "Put *.txt or *.md files into it", "holds no files", cheap=True)
+    assert "holds no files" in refuses(config, "Put *.txt or *.md files into it", cheap=True)
     (tmp_path / "a.pdf").touch()
-    refuses(config, "a.pdf", cheap=True)
-    refuses(JsonlDataConfig(path=str(tmp_path)), "*.jsonl or *.jsonl.gz", cheap=True)
-    refuses(TextDataConfig(path=str(tmp_path / "*.txt")), "matches no file", cheap=True)
+    assert "a.pdf" in refuses(config, cheap=True)
+    jsonl, glob = JsonlDataConfig(path=str(tmp_path)), TextDataConfig(path=str(tmp_path / "*.txt"))
+    assert "*.jsonl or *.jsonl.gz" in refuses(jsonl, cheap=True)
+    assert "matches no file" in refuses(glob, cheap=True)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_no_permission(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch(mode=0)
-    refuses(TextDataConfig(path=str(tmp_path)), "a.txt", "permissions", cheap=True)
+    assert "a.txt" in refuses(TextDataConfig(path=str(tmp_path)), "permissions", cheap=True)
 
 
 def test_not_utf8(tmp_path: Path) -> None:
@@ -118,9 +120,10 @@ def test_byte_order_mark_goes(tmp_path: Path) -> None:
 
 def test_binary_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"PK\x03\x04\x00")
-    refuses(TextDataConfig(path=str(tmp_path)), "a.txt", "NUL byte at offset 4")
+    config = TextDataConfig(path=str(tmp_path))
+    assert "NUL byte at offset 4" in refuses(config, "a.txt")
     (tmp_path / "a.txt").write_text("hello", encoding="utf-16")
-    refuses(TextDataConfig(path=str(tmp_path)), "a.txt", "UTF-16")
+    assert "UTF-16" in refuses(config, "a.txt")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -166,7 +169,7 @@ def test_jsonl_torn_gzip(tmp_path: Path) -> None:
     whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(5000)))
     for content in (whole[: len(whole) // 2], b"plain text", whole[:12] + b"\xff" * 500):
         file.write_bytes(content)
-        refuses(JsonlDataConfig(path=str(file)), "a.jsonl.gz", "cannot be read")
+        assert "cannot be read" in refuses(JsonlDataConfig(path=str(file)), "a.jsonl.gz")
 
 
 def test_parquet(tmp_path: Path) -> None:

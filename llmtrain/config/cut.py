@@ -91,19 +91,15 @@ def equal_blocks_cut(
     return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
-def balanced_cut(
-    costs: Sequence[float], n_stages: int, *, first: float = 0.0, last: float = 0.0
-) -> list[range]:
-    """Return the blocks of each stage so that the largest cost of a stage is least.
+def balanced_cut(costs: Sequence[float], n_stages: int) -> list[range]:
+    """Return the parts of each stage so that the largest cost of a stage is least.
 
-    Dynamic programming over (blocks placed, stages used): exact, O(L^2 S). Of equal cuts, the one
+    Dynamic programming over (parts placed, stages used): exact, O(L^2 S). Of equal cuts, the one
     whose later stages are fuller is taken.
 
     Args:
-        costs: Of each block, in any unit.
-        n_stages: How many stages; each gets a block at least.
-        first: What the first stage does beside its blocks (the embedding), in the same unit.
-        last: What the last does (norm, head and loss).
+        costs: Of each part, embedding and head among them, in any unit.
+        n_stages: How many stages; each gets a part at least.
 
     Raises:
         ConfigError: there are more stages than blocks.
@@ -113,12 +109,10 @@ def balanced_cut(
     total = [0.0]
     for cost in costs:
         total.append(total[-1] + cost)
-    # best[k] = (largest cost, cuts) with the first k blocks on the stages so far.
-    extra = first + (last if n_stages == 1 else 0.0)
-    best = {k: (extra + total[k], [range(k)]) for k in range(1, n_layers + 1)}
+    # best[k] = (largest cost, cuts) with the first k parts on the stages so far.
+    best = {k: (total[k], [range(k)]) for k in range(1, n_layers + 1)}
     for stage in range(1, n_stages):
-        extra = last if stage == n_stages - 1 else 0.0
-        best = _extend(best, total, stage, extra)
+        best = _extend(best, total, stage)
     return best[n_layers][1]
 
 
@@ -126,14 +120,12 @@ def _extend(
     best: dict[int, tuple[float, list[range]]],
     total: Sequence[float],
     stage: int,
-    extra: float,
 ) -> dict[int, tuple[float, list[range]]]:
     """Return `best` with one stage more."""
     longer = {}
     for end in range(stage + 1, len(total)):
         largest, start = min(
-            (max(best[start][0], total[end] - total[start] + extra), start)
-            for start in range(stage, end)
+            (max(best[start][0], total[end] - total[start]), start) for start in range(stage, end)
         )
         longer[end] = (largest, [*best[start][1], range(start, end)])
     return longer

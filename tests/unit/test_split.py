@@ -165,7 +165,7 @@ def test_cuts() -> None:
     assert uniform_cut(7, 3) == [range(3), range(3, 5), range(5, 7)]
     assert balanced_cut([1.0] * 7, 3) == [range(2), range(2, 4), range(4, 7)]
     # A head worth two blocks: the last stage holds one.
-    assert balanced_cut([1.0] * 7, 3, last=2.0)[-1] == range(6, 7)
+    assert balanced_cut([1.0] * 6 + [3.0], 3)[-1] == range(6, 7)
     assert balanced_cut([5.0, 1.0, 1.0, 1.0, 1.0, 1.0], 2) == [range(1), range(1, 6)]
     # A block more costs 1 here and 3 there: what counts is the cost after it.
     steps = ((2, 1), (0, 3))
@@ -177,7 +177,7 @@ def test_no_cut_is_better_than_the_balanced_one() -> None:
     """Against every possible cut."""
     costs = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
     for stages in range(1, 6):
-        cut = balanced_cut(costs, stages, first=2.0, last=3.0)
+        cut = balanced_cut([costs[0] + 2.0, *costs[1:-1], costs[-1] + 3.0], stages)
         best = min(
             _largest([range(a, b) for a, b in itertools.pairwise((0, *inner, len(costs)))], costs)
             for inner in itertools.combinations(range(1, len(costs)), stages - 1)

@@ -7,12 +7,10 @@ schedules; the median over all traced steps is what is compared.
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 from pathlib import Path
 
-from llmtrain.machine import OWN_CORES, keep_to_own_cores
 from llmtrain.train.timeline import Bubble, measured_bubble, read_trace
 from tests.support.distributed import RankPool
 from tests.support.runs import freeze_run, train_frozen
@@ -34,17 +32,6 @@ COMMON = (
     "metrics.trace_after_steps=1", f"metrics.trace_steps={TRACED}",
 )  # fmt: skip
 """Four micro-batches of 512 tokens."""
-
-
-def train_on_own_cores(run_dir: Path) -> None:
-    """Train as a rank that our launcher has started does."""
-    os.environ.update({OWN_CORES: "1", "LOCAL_WORLD_SIZE": os.environ["WORLD_SIZE"]})
-    everywhere = os.sched_getaffinity(0)
-    keep_to_own_cores()
-    try:
-        train_frozen(run_dir)
-    finally:
-        os.sched_setaffinity(0, everywhere)
 
 
 def bubbles(run_dir: Path) -> list[Bubble]:
@@ -72,7 +59,7 @@ def main() -> None:
                     folder / f"{schedule}-{number}", *COMMON, f"strategy.schedule={schedule}",
                     world_size=2,
                 )  # fmt: skip
-                pool.run(train_on_own_cores, run_dir)
+                pool.run(train_frozen, run_dir)
                 measured[schedule] += bubbles(run_dir)
                 summary = json.loads((run_dir / "profile" / "timeline.json").read_text())
                 ideal[schedule] = summary["ideal_bubble"]

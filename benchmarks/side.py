@@ -19,7 +19,6 @@ from llmtrain.data.dataset import TokenDataset
 from llmtrain.data.loader import Loader
 from llmtrain.data.prepare import prepare
 from llmtrain.distributed.env import init_process_group, open_store, rank_info
-from llmtrain.machine import keep_to_own_cores
 from llmtrain.tasks.train import load_plan
 from llmtrain.train.build import build_parts
 from llmtrain.train.stop import StopRequest
@@ -31,7 +30,6 @@ def ours(run_dir: Path) -> tuple[Callable[[int], None], float]:
     """Return what runs N steps of the real trainer, and its FLOPs a token."""
     run = store.load_run_config(run_dir / paths.CONFIG)
     info = rank_info("cpu")
-    keep_to_own_cores()
     init_process_group(info, open_store())
     console = Console(quiet=True)
     folder = prepare(run.data, run.tokenizer, console=console)

@@ -26,27 +26,6 @@ def _cgroup_cores() -> int | None:
         return None
 
 
-OWN_CORES = "LLMTRAIN_OWN_CORES"
-"""Set for workers that are to keep to cores of their own."""
-
-
-def keep_to_own_cores() -> None:
-    """Keep this rank to its share of the machine's cores, if it was started so.
-
-    Ranks that wake each other over the loopback device are drawn to one core, and the kernel takes
-    a while to part them: measured on 2 cores, both ranks of a pipeline then computed at half speed
-    at the start of every step. It holds for this thread and those that it starts.
-    """
-    if OWN_CORES not in os.environ or not hasattr(os, "sched_setaffinity"):
-        return
-    rank = int(os.environ.get("LOCAL_RANK", 0))
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = sorted(os.sched_getaffinity(0))
-    own = cores[rank * len(cores) // ranks : (rank + 1) * len(cores) // ranks]
-    if own:
-        os.sched_setaffinity(0, own)
-
-
 def busy_cores() -> int | None:
     """Return how many threads other than this one are running now; null where unknown.
 

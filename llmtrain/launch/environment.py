@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llmtrain.config.groups.launcher import LauncherConfig
-from llmtrain.machine import OWN_CORES, busy_cores, usable_cores
+from llmtrain.machine import busy_cores, usable_cores
 
 TUNABLES = {
     "glibc.malloc.mmap_threshold": str(4 * 2**30),
@@ -60,8 +60,6 @@ def worker_environment(
     threads = env["OMP_NUM_THREADS"].partition(",")[0].strip()  # then come nested levels
     if not threads.isdigit() or _is_shared(processes * int(threads)):
         env.setdefault("GOMP_SPINCOUNT", PATIENT_SPINS)
-    elif processes > 1 and launcher.own_cores:
-        env[OWN_CORES] = "1"
     env.setdefault("PYTHONUNBUFFERED", "1")
     # Of a lost peer every rank's C++ would complain; the launcher tells whose fault it was.
     env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

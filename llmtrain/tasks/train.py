@@ -22,7 +22,6 @@ from llmtrain.data.prepare import load_report, prepare
 from llmtrain.distributed.env import RankInfo, init_process_group, rank_info, share_text
 from llmtrain.durable import replace_text
 from llmtrain.errors import EXIT_OK, ConfigError, UserError
-from llmtrain.machine import keep_to_own_cores
 from llmtrain.tasks.generate import generate_texts
 from llmtrain.tasks.inference import load_trained
 from llmtrain.tasks.result import RunResult, load_result
@@ -71,8 +70,6 @@ def start_rank(run_dir: Path | None, store: Store) -> tuple[RankInfo, Path]:
     """
     run_dir = Path(share_text(store, "run_dir", str(run_dir) if run_dir else None))
     info = rank_info(load_run_config(run_dir / paths.CONFIG).train.device)
-    if info.device.type == "cpu":
-        keep_to_own_cores()
     init_process_group(info, store)
     return info, run_dir
 

@@ -20,10 +20,6 @@ class LauncherConfig:
     """Keep glibc from returning memory after every step (page faults cost up to half of a CPU
     step), and huge pages where the kernel has them. Ignored off Linux."""
 
-    own_cores: bool = True
-    """Keep each of several processes to its share of the cores, where nothing else uses them.
-    Ignored on GPUs and off Linux."""
-
     def __post_init__(self) -> None:
         for key in ("nproc_per_node", "threads_per_process"):
             value = getattr(self, key)

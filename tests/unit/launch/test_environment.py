@@ -1,6 +1,5 @@
 """What workers find in their environment."""
 
-import os
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import pytest
 from llmtrain.config.groups.launcher import LocalLauncherConfig
 from llmtrain.launch import environment
 from llmtrain.launch.environment import TUNABLES, worker_environment
-from llmtrain.machine import OWN_CORES, busy_cores
+from llmtrain.machine import busy_cores
 from tests.support.waiting import eventually
 
 
@@ -48,38 +47,6 @@ def test_threads_spin_only_on_cores_of_their_own(
     assert ("GOMP_SPINCOUNT" in env) == patient
     given = {"GOMP_SPINCOUNT": "7"}
     assert worker_environment(LocalLauncherConfig(), processes, given)["GOMP_SPINCOUNT"] == "7"
-
-
-@pytest.mark.parametrize(
-    ("busy", "processes", "wanted", "own"),
-    [(0, 2, True, True), (0, 2, False, False), (1, 2, True, False), (0, 1, True, False),
-     (0, 9, True, False)],
-)  # fmt: skip
-def test_ranks_keep_to_cores_of_their_own_where_there_are_enough(
-    busy: int, processes: int, wanted: bool, own: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(environment, "busy_cores", lambda: busy)
-    env = worker_environment(LocalLauncherConfig(own_cores=wanted), processes, {})
-    assert (OWN_CORES in env) == own
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux")
-def test_every_core_belongs_to_one_rank() -> None:
-    code = "import os; from llmtrain.machine import keep_to_own_cores as k; k(); "
-    code += "print(*os.sched_getaffinity(0))"
-    everywhere = os.sched_getaffinity(0)
-    for ranks in range(1, len(everywhere) + 2):
-        shares = []
-        for rank in range(ranks):
-            env = {**os.environ, OWN_CORES: "1", "LOCAL_RANK": str(rank)}
-            env["LOCAL_WORLD_SIZE"] = str(ranks)
-            run = subprocess.run(
-                [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-            )
-            shares.append({int(core) for core in run.stdout.split()})
-        assert set().union(*shares) == everywhere
-        if ranks <= len(everywhere):
-            assert sum(map(len, shares)) == len(everywhere)
 
 
 def test_threads_may_be_given_for_nested_levels() -> None:

@@ -40,6 +40,9 @@ class Manifest:
     """Content hash of the tokenizer the model was trained with."""
     data: str
     """Name of the prepared data."""
+    sync: dict[str, Any] = field(default_factory=lambda: {"name": "allreduce"})
+    """What the synchronisation mode says of its part of the state; "replicas": how many have an
+    optimizer state of their own."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """File name -> {"bytes": size, "xxh3": hash}."""
     format_version: int = FORMAT_VERSION

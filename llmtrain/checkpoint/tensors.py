@@ -27,38 +27,43 @@ def model_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {_MODEL + name: value for name, value in state.items() if name in names}
 
 
-def training_tensors(
-    module: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    sync: dict[str, torch.Tensor],
+def optimizer_tensors(
+    module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], replica: int | None
 ) -> dict[str, torch.Tensor]:
-    """Return weights, optimizer state and the sync mode's state. Collective over the world.
+    """Return the state of the optimizers. Collective over the world.
 
     An optimizer that has no state yet is given one (of zeros) first, so that there is something to
     load into. Hyperparameters are left out: the configuration has them.
+
+    Args:
+        module: The model.
+        optimizers: Its optimizers.
+        replica: Whose state it is, where each replica has its own; None: all have the same.
     """
-    state = get_optimizer_state_dict(module, tuple(optimizers), options=_FLAT)
-    tensors = model_tensors(module)
-    tensors |= {_SYNC + name: value for name, value in sync.items()}
-    for name, value in state.items():
-        if isinstance(value, torch.Tensor):
-            tensors[_OPTIMIZER + name] = value
-    return tensors
+    state: dict[str, Any] = get_optimizer_state_dict(module, tuple(optimizers), options=_FLAT)
+    prefix = _owned(_OPTIMIZER, replica)
+    return {prefix + n: value for n, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _owned(kind: str, replica: int | None) -> str:
+    return kind if replica is None else f"replica{replica}.{kind}"
 
 
 def restore_optimizers(
     module: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     tensors: dict[str, torch.Tensor],
+    replica: int | None,
 ) -> None:
-    """Give the optimizers the state in `tensors`, as `training_tensors` named it."""
+    """Give the optimizers the state in `tensors`, as `optimizer_tensors` named it."""
     state: dict[str, Any] = get_optimizer_state_dict(module, tuple(optimizers), options=_FLAT)
+    prefix = _owned(_OPTIMIZER, replica)
     for name in state:
-        if _OPTIMIZER + name in tensors:
-            state[name] = tensors[_OPTIMIZER + name]
+        if prefix + name in tensors:
+            state[name] = tensors[prefix + name]
     set_optimizer_state_dict(module, tuple(optimizers), state, options=_FLAT)
 
 
-def sync_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the sync mode's part of `training_tensors`, under its own names."""
-    return {n.removeprefix(_SYNC): v for n, v in tensors.items() if n.startswith(_SYNC)}
+def sync_tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the sync mode's `state` as it is named in a checkpoint."""
+    return {_SYNC + name: value for name, value in state.items()}

@@ -53,7 +53,12 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "pipeline": strategy.PipelineStrategyConfig,
         "hybrid": strategy.HybridStrategyConfig,
     },
-    "sync": {"allreduce": sync.AllReduceConfig},
+    "sync": {
+        "allreduce": sync.AllReduceConfig,
+        "local_sgd": sync.LocalSGDConfig,
+        "hierarchical": sync.HierarchicalConfig,
+        "diloco": sync.DiLoCoConfig,
+    },
     "optimizer": {
         "sgd": optimizer.SGDConfig,
         "momentum": optimizer.MomentumConfig,

@@ -188,14 +188,23 @@ def zeros_over(like: Tensor, dims: Sequence[int]) -> Tensor:
     return _wrap(zeros, like, placements, shape)
 
 
+def cut_like(local: Tensor, like: Tensor) -> Tensor:
+    """Return `local`, this rank's shard of a tensor cut as `like` is, with its place in the whole.
+
+    No communication and no copy.
+    """
+    if not isinstance(like, DTensor):
+        return local
+    return _wrap(local, like, like.placements, like.shape)
+
+
 def gather(local: Tensor, like: Tensor) -> Tensor:
     """Return the whole of the tensor of which `local` is this rank's shard, cut as `like` is.
 
     Collective over the axes that cut `like`.
     """
-    if not isinstance(like, DTensor):
-        return local
-    return _wrap(local, like, like.placements, like.shape).full_tensor()
+    whole = cut_like(local, like)
+    return whole.full_tensor() if isinstance(whole, DTensor) else whole
 
 
 def cut(whole: Tensor, like: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ class ParallelModel:
     """The context of one micro-batch's forward and backward, without a pipeline."""
     vocab_part: VocabPart | None
     """Which columns of the logits this rank computes; None: all."""
+    tied: Tensor | None
+    """This rank's copy of an embedding that another rank of pp holds too, as its tied head."""
     copies: Sequence[Tensor]
     """Parameters that another rank holds too and counts in the gradient norm (a tied head)."""
     finish_grads: Callable[[], None]
@@ -93,7 +95,9 @@ def apply_parallel(
     """
     places = cut_stages(run, plan, build())
     own = [places[i] for i in local_stages(plan, run.strategy.schedule, mesh.rank("pp"))]
-    fsdp = _fsdp_mesh(run, mesh, reduces_gradients=reduces_gradients)
+    team = mesh.team(together=reduces_gradients)
+    shards = run.strategy.zero > 0 and team.gradient_size > 1
+    fsdp = shard_mesh(mesh, with_replicas=reduces_gradients) if shards else None
     stages: Sequence[nn.Module]
     if plan.pp > 1 and run.strategy.cut == "graph":
         # Imported here: the tracer costs seconds that others need not pay.
@@ -107,11 +111,11 @@ def apply_parallel(
     averaged_over = None
     if fsdp is not None and plan.pp == 1:
         microbatch = fsdp_microbatch(module, run.strategy.zero)
-    elif fsdp is None and reduces_gradients and mesh.gradient_size > 1:
+    elif fsdp is None and team.gradient_size > 1:
         if plan.pp == 1 and plan.tp == 1:
-            forward, microbatch = apply_ddp(module, mesh)
+            forward, microbatch = apply_ddp(module, team.gradient_group)
         else:
-            averaged_over = mesh.gradient_group
+            averaged_over = team.gradient_group
     tied = _tied_copy(module, own, plan)
 
     def finish_grads() -> None:
@@ -124,7 +128,7 @@ def apply_parallel(
 
     return ParallelModel(
         module=module, stages=stages, places=own, forward=forward, microbatch=microbatch,
-        vocab_part=_vocab_part(plan, mesh),
+        vocab_part=_vocab_part(plan, mesh), tied=tied,
         copies=[tied] if tied is not None and not own[0].is_first else [],
         finish_grads=finish_grads,
         after_forward_only=partial(_reshard_all, stages if fsdp is not None else ()),
@@ -212,13 +216,6 @@ def _materialise(
             fill(part, f"{name}.")
     stage.tie()
     shard(stage)
-
-
-def _fsdp_mesh(run: RunConfig, mesh: Mesh, *, reduces_gradients: bool) -> DeviceMesh | None:
-    """Return the mesh that FSDP shards over; None where nothing is sharded."""
-    if run.strategy.zero == 0 or mesh.gradient_size == 1:
-        return None
-    return shard_mesh(mesh, with_replicas=reduces_gradients)
 
 
 def _shard(module: nn.Module, *, mesh: DeviceMesh | None, zero: int) -> None:

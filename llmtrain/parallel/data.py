@@ -15,6 +15,7 @@ loss so that this mean is the gradient of the global loss.
 import contextlib
 from collections.abc import Callable
 
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -29,13 +30,13 @@ def no_microbatch_context(is_last: bool) -> contextlib.AbstractContextManager[ob
     return contextlib.nullcontext()
 
 
-def apply_ddp(model: nn.Module, mesh: Mesh) -> tuple[nn.Module, Microbatch]:
-    """Return `model` under DDP, and its `Microbatch`. Collective over dp and cp.
+def apply_ddp(model: nn.Module, group: dist.ProcessGroup) -> tuple[nn.Module, Microbatch]:
+    """Return `model` under DDP, and its `Microbatch`. Collective over `group`.
 
     Weights are not broadcast: every rank has drawn the same ones from the seed.
     """
     ddp = nn.parallel.DistributedDataParallel(
-        model, process_group=mesh.gradient_group, init_sync=False, gradient_as_bucket_view=True
+        model, process_group=group, init_sync=False, gradient_as_bucket_view=True
     )
 
     def microbatch(is_last: bool) -> contextlib.AbstractContextManager[object]:

@@ -1,22 +1,27 @@
 """From the group `sync` to its strategy."""
 
-from torch import nn
+from typing import Any
 
 from llmtrain.config.groups.sync import SyncConfig
-from llmtrain.distributed.mesh import Mesh
 from llmtrain.sync.allreduce import AllReduce
-from llmtrain.sync.interface import SyncStrategy
+from llmtrain.sync.diloco import DiLoCo
+from llmtrain.sync.interface import Setting, SyncStrategy
+from llmtrain.sync.local_sgd import LocalSGD
 
-MODES = {"allreduce": AllReduce}
+MODES: dict[str, Any] = {
+    "allreduce": AllReduce,
+    "local_sgd": LocalSGD,
+    "hierarchical": LocalSGD,
+    "diloco": DiLoCo,
+}
 
 
 def reduces_gradients(config: SyncConfig) -> bool:
-    """Return whether the mode averages gradients in every step, before there is a model."""
-    return MODES[config.name].reduces_gradients
+    """Return whether wrappers average gradients in every step, before there is a model."""
+    return bool(MODES[config.name].reduces_gradients)
 
 
-def build_sync(
-    config: SyncConfig, module: nn.Module, mesh: Mesh, *, zero: int, micro_batches: int
-) -> SyncStrategy:
-    """Return the strategy of `config` over `module` (already parallel)."""
-    return MODES[config.name](config, module, mesh, zero, micro_batches)
+def build_sync(config: SyncConfig, setting: Setting) -> SyncStrategy:
+    """Return the strategy of `config`. Collective over the world."""
+    strategy: SyncStrategy = MODES[config.name](config, setting)
+    return strategy

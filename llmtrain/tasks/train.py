@@ -96,7 +96,7 @@ def run_train(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) ->
         console.print(f"already trained to step {start}: nothing left to do")
     stop.defer()
     try:
-        result = Trainer(parts, stop).run()
+        result = Trainer(parts, stop, store).run()
     finally:
         for writer in parts.writers:
             writer.close()

@@ -2,17 +2,18 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 
 from llmtrain import __version__
 from llmtrain.checkpoint.compatible import require_resumable
-from llmtrain.checkpoint.manager import CheckpointManager, load_tensors
+from llmtrain.checkpoint.manager import CheckpointManager
 from llmtrain.checkpoint.manifest import Manifest, read_manifest
-from llmtrain.checkpoint.tensors import restore_optimizers, sync_tensors, training_tensors
 from llmtrain.config import paths
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
@@ -28,10 +29,11 @@ from llmtrain.optim.scheduler import make_schedule
 from llmtrain.parallel.apply import ParallelModel, apply_parallel
 from llmtrain.parallel.precision import Precision
 from llmtrain.sync.build import build_sync, reduces_gradients
-from llmtrain.sync.interface import SyncStrategy
+from llmtrain.sync.interface import Setting, SyncStrategy
 from llmtrain.train.metrics import build_writers
 from llmtrain.train.peak import peak_flops
 from llmtrain.train.progress import TrainProgress, show_plan
+from llmtrain.train.resume import load_training, mode_change
 from llmtrain.train.state import TrainState
 from llmtrain.train.step import SequentialStep, TrainStep
 from llmtrain.train.trainer import Parts
@@ -68,11 +70,13 @@ def build_parts(
         plan.save(run_dir / paths.PLAN)
         tokens = f"{train_set.n_tokens:,} + {val_set.n_tokens:,} tokens"
         show_plan(console, run, plan, f"{run.data.name}, {tokens}, {prepared}", str(run_dir))
-    every_gradient = reduces_gradients(run.sync)
     model = apply_parallel(
         lambda: build_model(run.model, vocab_size), run, plan, mesh, info.device,
-        reduces_gradients=every_gradient,
+        reduces_gradients=reduces_gradients(run.sync),
     )  # fmt: skip
+    optimizers = build_optimizers(
+        run.optimizer, model.module, no_decay=shapes.NO_DECAY, hidden=shapes.HIDDEN
+    )
     parts = Parts(
         run=run,
         plan=plan,
@@ -80,10 +84,8 @@ def build_parts(
         mesh=mesh,
         model=model,
         step=_step(run, plan, mesh, model, info),
-        sync=_sync(run, plan, mesh, model, run_dir),
-        optimizers=build_optimizers(
-            run.optimizer, model.module, no_decay=shapes.NO_DECAY, hidden=shapes.HIDDEN
-        ),
+        sync=_sync(run, plan, mesh, model, optimizers, shapes, run_dir),
+        optimizers=optimizers,
         schedule=schedule,
         loader=_loader(run, plan, mesh, train_set, info),
         validation=lambda: _validation(run, plan, mesh, val_set, info),
@@ -129,12 +131,21 @@ def _step(
 
 
 def _sync(
-    run: RunConfig, plan: Plan, mesh: Mesh, model: ParallelModel, run_dir: Path
+    run: RunConfig,
+    plan: Plan,
+    mesh: Mesh,
+    model: ParallelModel,
+    optimizers: Sequence[torch.optim.Optimizer],
+    shapes: Transformer,
+    run_dir: Path,
 ) -> SyncStrategy:
-    sync = build_sync(
-        run.sync, model.module, mesh, zero=run.strategy.zero,
-        micro_batches=plan.gradient_accumulation_steps,
+    setting = Setting(
+        module=model.module, optimizers=optimizers, mesh=mesh, zero=run.strategy.zero,
+        micro_batches=plan.gradient_accumulation_steps, total_steps=plan.total_steps,
+        sizes={name: parameter.numel() for name, parameter in shapes.named_parameters()},
+        tied=model.tied, is_first=model.places[0].is_first,
     )  # fmt: skip
+    sync = build_sync(run.sync, setting)
     if not run.metrics.record:
         return sync
     # Imported here: only `llmtrain verify` asks for it.
@@ -154,12 +165,18 @@ def _complete_plan(plan: Plan, run: RunConfig, shapes: Transformer, dataset: Tok
 
 
 def _manifest(
-    run: RunConfig, tokenizer_hash: str, data: str, state: TrainState, val_loss: float | None
+    run: RunConfig,
+    tokenizer_hash: str,
+    data: str,
+    state: TrainState,
+    val_loss: float | None,
+    sync: dict[str, Any],
 ) -> Manifest:
     return Manifest(
         step=state.step,
         train_state=state.to_dict(),
         val_loss=val_loss,
+        sync=sync,
         model=dataclasses.asdict(run.model),
         optimizer=run.optimizer.name,
         tokenizer=run.tokenizer.name,
@@ -228,7 +245,8 @@ def restore(parts: Parts, console: Console) -> None:
     folder = parts.checkpoints.agree_on_newest()
     if folder is None:
         return
-    own, manifest = parts.manifest(parts.state, None), read_manifest(folder)
+    own = parts.manifest(parts.state, None, parts.sync.describe())
+    manifest = read_manifest(folder)
     require_resumable(
         folder, manifest, model=own.model, optimizer=own.optimizer, tokenizer=own.tokenizer
     )
@@ -237,13 +255,12 @@ def restore(parts: Parts, console: Console) -> None:
             f"{folder} was trained with another tokenizer than this run's data has; use the same "
             "data and tokenizer, or name another run_dir."
         )
-    tensors = training_tensors(parts.model.module, parts.optimizers, parts.sync.state_dict())
-    load_tensors(folder, tensors)
-    restore_optimizers(parts.model.module, parts.optimizers, tensors)
-    parts.sync.load_state_dict(sync_tensors(tensors))
+    load_training(folder, manifest, parts.model.module, parts.optimizers, parts.sync)
     parts.state = TrainState.from_dict(manifest.train_state)
     if parts.info.is_main:
         console.print(f"resumed from {folder}", highlight=False, markup=False, soft_wrap=True)
+        if note := mode_change(manifest.sync, own.sync):
+            console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         if manifest.data != own.data:
             console.print(
                 f"note: the data has changed since ({manifest.data} -> {own.data}): training goes "

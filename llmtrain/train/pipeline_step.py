@@ -8,7 +8,7 @@ from torch import Tensor
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.data.loader import Batch
-from llmtrain.distributed.mesh import Mesh
+from llmtrain.distributed.mesh import Mesh, Team
 from llmtrain.parallel.apply import ParallelModel
 from llmtrain.parallel.pipeline import Pipeline
 from llmtrain.parallel.precision import Precision
@@ -62,15 +62,16 @@ class PipelineStep:
             group=mesh.group("pp"),
         )
 
-    def __call__(self, batches: Sequence[Batch], *, stop: bool) -> StepResult:
-        """Run forward and backward. Collective over the world.
+    def __call__(self, batches: Sequence[Batch], *, team: Team, stop: bool) -> StepResult:
+        """Run forward and backward. Collective over `team`.
 
         Args:
             batches: The micro-batches that this rank's pipeline sees.
+            team: Whose gradients make the step.
             stop: Whether this rank has been asked to stop.
         """
-        counts = agree(batches, self._mesh, stop=stop)
-        scale = self._mesh.gradient_size / max(counts.tokens, 1)
+        counts = agree(batches, self._mesh, team, stop=stop)
+        scale = team.gradient_size / max(counts.tokens, 1)
         own = [self._own(batch) for batch in batches]
         ids, labels, sample_ids = (
             torch.cat([getattr(batch, name) for batch in own])

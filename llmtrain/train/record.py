@@ -12,6 +12,7 @@ have agreed how far their copies lie apart (`spread`, 0 where replicas are equal
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,6 +48,7 @@ class RecordingSync:
         """
         self._inner = inner
         self.reduces_gradients = inner.reduces_gradients
+        self.replica = inner.replica
         self._module = module
         self._run_dir = run_dir
         self._rank = dist.get_rank()
@@ -56,6 +58,18 @@ class RecordingSync:
         self._gradients: dict[str, Tensor] = {}
         self._started = False
         (run_dir / RECORDS).mkdir(parents=True, exist_ok=True)
+
+    def together(self, step: int) -> bool:
+        """Pass on."""
+        return self._inner.together(step)
+
+    def exchanges(self, step: int) -> bool:
+        """Pass on."""
+        return self._inner.exchanges(step)
+
+    def meets(self, step: int) -> bool:
+        """Pass on."""
+        return self._inner.meets(step)
 
     def before_step(self, step: int) -> None:
         """Record the weights that training starts from. Collective over all axes but pp."""
@@ -90,13 +104,21 @@ class RecordingSync:
         """Pass on."""
         return self._inner.eval_context()
 
+    def describe(self) -> dict[str, Any]:
+        """Pass on."""
+        return self._inner.describe()
+
+    def blank(self, saved: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Pass on."""
+        return self._inner.blank(saved)
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Pass on."""
         return self._inner.state_dict()
 
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, torch.Tensor], step: int) -> None:
         """Pass on."""
-        self._inner.load_state_dict(state)
+        self._inner.load_state_dict(state, step)
 
     def _weights(self) -> dict[str, Tensor]:
         return self._whole(WEIGHT, dict(self._module.named_parameters()))

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 
 from llmtrain.data.loader import Batch
 from llmtrain.distributed.collectives import all_sum
-from llmtrain.distributed.mesh import Mesh
+from llmtrain.distributed.mesh import Mesh, Team
 from llmtrain.parallel.apply import ParallelModel
 from llmtrain.parallel.precision import Precision
 from llmtrain.train.loss import token_loss_sum
@@ -26,9 +25,9 @@ class StepResult:
     """This rank's part of the loss, summed over its counted tokens, smoothed if asked; a scalar.
     Over the mesh's `token_group` the parts add up to the whole."""
     tokens: int
-    """Counted tokens of the global batch."""
+    """Counted tokens of the team's batch."""
     stop: bool
-    """Whether any rank has been asked to stop. Equal on all ranks."""
+    """Whether any rank of the team has been asked to stop. Equal on all of them."""
 
 
 class TrainStep(Protocol):
@@ -38,8 +37,12 @@ class TrainStep(Protocol):
     def ideal_bubble(self) -> float | None:
         """The idle share, 0-1, that a pipeline's schedule leaves by theory; None: no pipeline."""
 
-    def __call__(self, batches: Sequence[Batch], *, stop: bool) -> StepResult:
-        """Leave in every parameter the gradient of the mean loss over the global batch."""
+    def __call__(self, batches: Sequence[Batch], *, team: Team, stop: bool) -> StepResult:
+        """Leave in every parameter the gradient of the mean loss over the team's batch.
+
+        Where the team is everyone and no wrapper reduces over replicas, what is left is each
+        replica's part, and the mean over replicas is that gradient.
+        """
 
     def evaluate(self, batch: Batch) -> torch.Tensor:
         """Return this rank's part of the loss summed over `batch`, without smoothing or grads."""
@@ -47,22 +50,21 @@ class TrainStep(Protocol):
 
 @dataclass(frozen=True)
 class Counts:
-    """What all ranks of a step agree on."""
+    """What all ranks of a team agree on."""
 
     tokens: int
-    """Counted tokens of the global batch."""
+    """Counted tokens of the team's batch."""
     stop: bool
-    """Whether any rank has been asked to stop."""
+    """Whether any of its ranks has been asked to stop."""
 
 
-def agree(batches: Sequence[Batch], mesh: Mesh, *, stop: bool) -> Counts:
-    """Return the tokens of all batches, and whether to stop. Collective over the world.
+def agree(batches: Sequence[Batch], mesh: Mesh, team: Team, *, stop: bool) -> Counts:
+    """Return the tokens of all batches, and whether to stop. Collective over `team`.
 
     They travel on the CPU: no device waits for them. Of the ranks that share a batch one counts.
     """
     own = sum(b.counted_tokens for b in batches) if mesh.counts_batch else 0
-    assert dist.group.WORLD is not None
-    tokens, stopping = all_sum(torch.tensor([own, int(stop)]), dist.group.WORLD).tolist()
+    tokens, stopping = all_sum(torch.tensor([own, int(stop)]), team.group).tolist()
     return Counts(tokens, bool(stopping))
 
 
@@ -84,7 +86,7 @@ class SequentialStep:
 
         Args:
             model: The parallel model.
-            mesh: The mesh; gradients are averaged over its `gradient_group`.
+            mesh: The mesh.
             precision: Number formats.
             device: Where batches go.
             label_smoothing: train.label_smoothing.
@@ -95,19 +97,20 @@ class SequentialStep:
         self._device = device
         self._label_smoothing = label_smoothing
 
-    def __call__(self, batches: Sequence[Batch], *, stop: bool) -> StepResult:
-        """Run forward and backward. Collective over the world.
+    def __call__(self, batches: Sequence[Batch], *, team: Team, stop: bool) -> StepResult:
+        """Run forward and backward. Collective over `team`.
 
         Gradients are averaged over W ranks, so each rank's summed loss is scaled by
-        W / (tokens of the global batch): the average is then the gradient of the global mean,
+        W / (tokens of the team's batch): the average is then the gradient of the team's mean,
         however unevenly padding falls on ranks and micro-batches.
 
         Args:
             batches: This rank's micro-batches.
+            team: Whose gradients make the step.
             stop: Whether this rank has been asked to stop.
         """
-        counts = agree(batches, self._mesh, stop=stop)
-        scale = self._mesh.gradient_size / max(counts.tokens, 1)
+        counts = agree(batches, self._mesh, team, stop=stop)
+        scale = team.gradient_size / max(counts.tokens, 1)
         loss_sum = torch.zeros((), dtype=self._precision.parameter_dtype, device=self._device)
         for i, whole in enumerate(batches):
             batch = self._own(whole)

@@ -7,28 +7,31 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch.distributed import Store
 
 from llmtrain.checkpoint.manager import CheckpointManager
 from llmtrain.checkpoint.manifest import Manifest
-from llmtrain.checkpoint.tensors import training_tensors
+from llmtrain.checkpoint.tensors import model_tensors, optimizer_tensors, sync_tensors
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.data.loader import Batch, Loader
-from llmtrain.distributed.collectives import all_sum
 from llmtrain.distributed.env import RankInfo
 from llmtrain.distributed.mesh import Mesh
 from llmtrain.optim.clip import clip_grads
 from llmtrain.optim.scheduler import Schedule, apply_lr
 from llmtrain.parallel.apply import ParallelModel
-from llmtrain.sync.interface import SyncReport, SyncStrategy
+from llmtrain.sync.interface import SyncStrategy
 from llmtrain.train.evaluate import Evaluation, evaluate
+from llmtrain.train.ledger import Ledger, Settled
 from llmtrain.train.metrics import MetricsWriter
 from llmtrain.train.progress import TrainProgress
 from llmtrain.train.state import TrainState
 from llmtrain.train.step import StepResult, TrainStep
 from llmtrain.train.stop import StopRequest
+from llmtrain.train.vote import StopVote
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class Parts:
     loader: Loader
     validation: Callable[[], Iterable[Batch]]
     checkpoints: CheckpointManager
-    manifest: Callable[[TrainState, float | None], Manifest]
+    manifest: Callable[[TrainState, float | None, dict[str, Any]], Manifest]
     state: TrainState = field(default_factory=TrainState)
     writers: Sequence[MetricsWriter] = ()
     """Rank 0's; the others have none."""
@@ -75,18 +78,31 @@ class Interval:
     """What has been measured since the last logged line."""
 
     started: float
-    tokens: int = 0
     steps: int = 0
     data_s: float = 0.0
     sync_s: float = 0.0
+    comm_bytes: float = 0.0
 
 
 class Trainer:
     """Trains from `parts.state.step` to `plan.steps`, or until asked to stop."""
 
-    def __init__(self, parts: Parts, stop: StopRequest) -> None:
+    def __init__(self, parts: Parts, stop: StopRequest, store: Store) -> None:
+        """Set up the loop.
+
+        Args:
+            parts: What it uses.
+            stop: Says when this process is asked to stop.
+            store: The rendezvous store, for replicas that train apart.
+        """
         self._p = parts
         self._stop = stop
+        mesh = parts.mesh
+        self._ledger = Ledger(mesh)
+        self._vote = StopVote(
+            store, replica=mesh.rank("dp_replicate"), replicas=mesh.size("dp_replicate"),
+            speaks=all(mesh.rank(axis) == 0 for axis in ("pp", "dp_shard", "cp", "tp")),
+        )  # fmt: skip
         self._state = parts.state
         self._parameters = list(parts.model.module.parameters())
         # A pipeline's stages have different weights: the norm is summed over them.
@@ -103,26 +119,27 @@ class Trainer:
             if self._evaluation_is_due():
                 self._evaluate_and_keep_best()
             interval = Interval(time.perf_counter())
-            while state.step < steps and not self._out_of_patience():
+            stopped = False
+            while state.step < steps and not stopped and not self._out_of_patience():
                 with p.traced(state.step + 1):
-                    result, norm, report = self.one_step(interval)
-                last = state.step == steps or result.stop
-                if last or state.step % p.run.train.log_every_steps == 0:
-                    interval = self._log(result, norm, report, interval)
-                if result.stop:
+                    result, norm = self.one_step(interval)
+                stopped = self._stops(result)
+                if stopped or self._is_logged(state.step):
+                    interval = self._log(result, norm, interval)
+                if stopped or self._all_meet(state.step):
+                    self._settle()
+                saved_s = time.perf_counter()
+                if stopped:
                     self._save()
                     status = self._stop.status
-                    break
-                saved_s = time.perf_counter()
-                if self._evaluation_is_due():
+                elif self._evaluation_is_due():
                     self._evaluate_and_keep_best()
-                every = p.run.checkpoint.every_steps
-                if every is not None and state.step % every == 0:
+                if self._save_is_due(state.step) and not stopped:
                     self._save()
                 # Evaluating and saving is not training: it does not count as step time.
                 interval.started += time.perf_counter() - saved_s
-            p.sync.finish()
-            if status == "completed":
+            if not stopped:
+                p.sync.finish()
                 if state.step < steps:
                     p.progress.say(f"stopped early: no better in {state.evals_without_best} evals")
                 self._save()
@@ -131,16 +148,18 @@ class Trainer:
             p.progress.close()
         return TrainResult(status, self._train_loss, self._val_loss)
 
-    def one_step(self, interval: Interval) -> tuple[StepResult, torch.Tensor, SyncReport]:
+    def one_step(self, interval: Interval) -> tuple[StepResult, torch.Tensor]:
         """Do one optimizer step; add what it took to `interval`."""
         p, state = self._p, self._state
+        together = p.sync.together(state.step)
         t0 = time.perf_counter()
         batches = p.loader.next()
         t1 = time.perf_counter()
         apply_lr(p.optimizers, p.run.optimizer.lr, p.schedule(state.step))
         p.sync.before_step(state.step)
         t2 = time.perf_counter()
-        result = p.step(batches, stop=self._stop.asked)
+        stop = self._stop.asked or (not together and self._vote.heard())
+        result = p.step(batches, team=p.mesh.team(together=together), stop=stop)
         t3 = time.perf_counter()
         p.sync.reduce_grads(state.step)
         t4 = time.perf_counter()
@@ -152,19 +171,47 @@ class Trainer:
         for optimizer in p.optimizers:
             optimizer.step()
         t5 = time.perf_counter()
+        all_meet = self._all_meet(state.step + 1)
+        if not together and (all_meet or p.sync.exchanges(state.step + 1)):
+            self._vote.enter(state.step + 1, all_meet=all_meet)
         report = p.sync.after_step(state.step)
         t6 = time.perf_counter()
         for optimizer in p.optimizers:
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        state.tokens += result.tokens
         state.samples += p.plan.global_batch_size
+        self._ledger.add(result, together=together)
         interval.steps += 1
-        interval.tokens += result.tokens
+        interval.comm_bytes += report.comm_bytes
         interval.data_s += t1 - t0
         interval.sync_s += (t2 - t1) + (t4 - t3) + (t6 - t5)
         p.progress.step(state.step)
-        return result, norm, report
+        return result, norm
+
+    def _stops(self, result: StepResult) -> bool:
+        """Return whether to stop now: at once in a step of all, else where replicas agree to."""
+        if not result.stop or self._p.sync.together(self._state.step - 1):
+            return result.stop
+        step = self._state.step
+        ahead = (s for s in range(step + 1, self._p.plan.total_steps + 1) if self._is_exchange(s))
+        exchange = next(ahead, None)
+        return exchange is not None and self._vote.stops(step, exchange)
+
+    def _is_exchange(self, step: int) -> bool:
+        return self._all_meet(step) or self._p.sync.exchanges(step)
+
+    def _all_meet(self, step: int) -> bool:
+        """Whether all replicas wait for each other when `step` steps are done."""
+        is_last = step == self._p.plan.total_steps
+        evaluates = self._is_evaluated(step) or self._save_is_due(step)
+        return is_last or evaluates or self._p.sync.meets(step)
+
+    def _save_is_due(self, step: int) -> bool:
+        every = self._p.run.checkpoint.every_steps
+        return every is not None and step % every == 0
+
+    def _is_logged(self, step: int) -> bool:
+        return step == self._p.plan.total_steps or step % self._p.run.train.log_every_steps == 0
 
     def _require_finite(self, norm: torch.Tensor) -> None:
         """Stop before a gradient that is not finite reaches the weights, equally on all ranks."""
@@ -177,47 +224,66 @@ class Trainer:
             "train.max_grad_norm; the same run_dir goes on from its newest checkpoint."
         )
 
-    def _log(
-        self, result: StepResult, norm: torch.Tensor, report: SyncReport, interval: Interval
-    ) -> Interval:
-        """Write a line of metrics; return the next interval. Collective over `token_group`."""
-        p, state = self._p, self._state
-        loss = float(all_sum(result.loss_sum.clone(), p.mesh.token_group)) / max(result.tokens, 1)
+    def _log(self, result: StepResult, norm: torch.Tensor, interval: Interval) -> Interval:
+        """Have a line of metrics written when replicas meet; return the next interval."""
+        p, step = self._p, self._state.step
         now = time.perf_counter()
-        elapsed = now - interval.started
-        tokens_per_s = interval.tokens / elapsed
-        device_tokens_per_s = tokens_per_s / p.plan.world_size
-        flops = device_tokens_per_s * (p.plan.flops_per_token or 0.0)
         line = {
-            "step": state.step,
-            "loss": loss,
-            "grad_norm": float(norm),
+            "step": step,
             "lr": p.optimizers[0].param_groups[0]["lr"],
-            "tokens": state.tokens,
-            "tokens_per_s": tokens_per_s,
-            "tokens_per_s_per_device": device_tokens_per_s,
-            "mfu": flops / p.peak_flops if p.peak_flops else 0.0,
-            "step_time_s": elapsed / interval.steps,
+            "elapsed_s": now - interval.started,
+            "step_time_s": (now - interval.started) / interval.steps,
             "data_time_s": interval.data_s / interval.steps,
             "sync_time_s": interval.sync_s / interval.steps,
-            "comm_bytes": report.comm_bytes,
+            "comm_bytes": interval.comm_bytes / interval.steps,
             "memory_bytes": _peak_memory_bytes(p.info.device),
             "time": time.time(),
         }
-        self._train_loss = loss
+        self._ledger.log(line, result, norm, together=p.sync.together(step - 1))
+        return Interval(now)
+
+    def _settle(self) -> None:
+        """Write the lines that waited for this meeting. Collective over `token_group`."""
+        settled, rest = self._ledger.settle()
+        for entry in settled:
+            self._state.tokens += entry.tokens
+            self._tell(entry)
+        self._state.tokens += rest
+
+    def _tell(self, entry: Settled) -> None:
+        """Write a logged step's line of metrics, and show it."""
+        p = self._p
+        times = dict(entry.line)
+        tokens_per_s = entry.tokens / times.pop("elapsed_s")
+        device_tokens_per_s = tokens_per_s / p.plan.world_size
+        flops = device_tokens_per_s * (p.plan.flops_per_token or 0.0)
+        line = {
+            "step": times.pop("step"),
+            "loss": entry.loss,
+            "grad_norm": entry.grad_norm,
+            "lr": times.pop("lr"),
+            "tokens": self._state.tokens,
+            "tokens_per_s": tokens_per_s,
+            "tokens_per_s_per_device": device_tokens_per_s,
+            "mfu": flops / p.peak_flops if p.peak_flops else 0.0,
+            **times,
+        }
+        self._train_loss = entry.loss
         self._write(line)
         p.progress.numbers(line)
-        return Interval(now)
 
     def _out_of_patience(self) -> bool:
         patience = self._p.run.train.early_stop_evals
         return patience is not None and self._state.evals_without_best >= patience
 
+    def _is_evaluated(self, step: int) -> bool:
+        every = self._p.run.train.eval_every_steps
+        return step == self._p.plan.steps or (every is not None and step % every == 0)
+
     def _evaluation_is_due(self) -> bool:
         """Whether these weights are to be evaluated and have not been yet."""
-        every, step = self._p.run.train.eval_every_steps, self._state.step
-        on_time = step == self._p.plan.steps or (every is not None and step % every == 0)
-        return on_time and step > self._state.evaluated_step
+        step = self._state.step
+        return self._is_evaluated(step) and step > self._state.evaluated_step
 
     def _evaluate_and_keep_best(self) -> None:
         """Evaluate, and save a new best. Collective over the world."""
@@ -255,8 +321,12 @@ class Trainer:
         """Save a checkpoint. Collective over the world."""
         p, state = self._p, self._state
         val_loss = self._val_loss if state.evaluated_step == state.step else None
-        tensors = training_tensors(p.model.module, p.optimizers, p.sync.state_dict())
-        folder = p.checkpoints.save(tensors, p.manifest(state, val_loss))
+        described = p.sync.describe()
+        tensors = sync_tensors(p.sync.state_dict())
+        tensors |= optimizer_tensors(p.model.module, p.optimizers, p.sync.replica)
+        with p.sync.eval_context():
+            tensors |= model_tensors(p.model.module)
+            folder = p.checkpoints.save(tensors, p.manifest(state, val_loss, described))
         log.info("checkpoint %s", folder)
 
     def _write(self, line: dict[str, float]) -> None:

@@ -43,7 +43,7 @@ def local_loss_normalisation() -> Iterator[None]:
     """Each rank divides by the tokens of its own batch instead of the global one's."""
     from llmtrain.train import step
 
-    def agree(batches: Any, mesh: Any, *, stop: bool) -> step.Counts:
+    def agree(batches: Any, mesh: Any, team: Any, *, stop: bool) -> step.Counts:
         return step.Counts(sum(b.counted_tokens for b in batches) * mesh.dp_size, stop)
 
     yield from _patched(step, "agree", agree)
@@ -57,10 +57,10 @@ def one_gradient_not_reduced() -> Iterator[None]:
 
     right = apply.apply_ddp
 
-    def apply_ddp(model: Any, mesh: Any) -> Any:
+    def apply_ddp(model: Any, group: Any) -> Any:
         leave_out = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
         leave_out(model, [LEFT_OUT])
-        return right(model, mesh)
+        return right(model, group)
 
     yield from _patched(apply, "apply_ddp", apply_ddp)
 
@@ -165,9 +165,9 @@ def replicas_drift() -> Iterator[None]:
 
     built, right = AllReduce.__init__, AllReduce.after_step
 
-    def init(self: Any, config: Any, module: Any, *args: Any) -> None:
-        built(self, config, module, *args)
-        self.drifting = module.norm.weight
+    def init(self: Any, config: Any, setting: Any) -> None:
+        built(self, config, setting)
+        self.drifting = setting.module.norm.weight
 
     def after_step(self: Any, step: int) -> Any:
         if dist.get_rank() == 1:

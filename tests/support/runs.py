@@ -120,10 +120,18 @@ def _train(
     assert start is None or parts.state.step == start, f"resumed at {parts.state.step}"
     stop = StopRequest()
     parts.step = _WatchedStep(parts, stop_after, gradients)
-    Trainer(parts, stop).run()
+    Trainer(parts, stop, _store(f"{run_dir}/{parts.state.step}")).run()
     for writer in parts.writers:
         writer.close()
     return whole_weights(parts.model.module)
+
+
+def _store(prefix: str) -> Any:
+    """Return a store that the ranks of the pool share, or one of this process alone."""
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return dist.PrefixStore(prefix, _get_default_store())
 
 
 class _WatchedStep:
@@ -136,9 +144,9 @@ class _WatchedStep:
         self._stop_after, self._gradients = stop_after, gradients
         self.evaluate = parts.step.evaluate
 
-    def __call__(self, batches: Any, *, stop: bool) -> Any:
+    def __call__(self, batches: Any, *, team: Any, stop: bool) -> Any:
         asked = self._parts.state.step + 1 == self._stop_after
-        result = self._inner(batches, stop=stop or asked)
+        result = self._inner(batches, team=team, stop=stop or asked)
         if self._gradients is not None:
             named = self._parts.model.module.named_parameters()
             self._gradients.append({name: whole(p.grad) for name, p in named})

@@ -1,0 +1,88 @@
+"""From a checkpoint into a model, its optimizers and its sync mode, whatever mode saved it.
+
+    model.*                     the weights to evaluate: what all replicas have in common
+    optimizer.*                 of replicas that are equal;  replicaR.optimizer.*  of replicas apart
+    sync.*                      what the mode has besides;   sync.replicaR.*       of each replica
+
+A mode that finds its own kind and as many replicas goes on exactly. Any other starts a round from
+the common weights, with the mean of the replicas' optimizer states.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmtrain.checkpoint.manager import load_tensors
+from llmtrain.checkpoint.manifest import Manifest
+from llmtrain.checkpoint.tensors import (
+    model_tensors,
+    optimizer_tensors,
+    restore_optimizers,
+    sync_tensors,
+)
+from llmtrain.sync.interface import SyncStrategy
+
+
+def load_training(
+    folder: Path,
+    manifest: Manifest,
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    sync: SyncStrategy,
+) -> None:
+    """Load the checkpoint `folder`. Collective over the world.
+
+    Raises:
+        CheckpointError: when a tensor is not in the checkpoint, or has another shape.
+    """
+    load_tensors(folder, model_tensors(module))
+    state = sync.blank(manifest.sync)
+    if state:
+        load_tensors(folder, sync_tensors(state))
+    replicas = manifest.sync.get("replicas")
+    if replicas == _replicas(sync):
+        own = optimizer_tensors(module, optimizers, sync.replica)
+        load_tensors(folder, own)
+        restore_optimizers(module, optimizers, own, sync.replica)
+    else:
+        _load_mean(folder, module, optimizers, replicas)
+    sync.load_state_dict(state, manifest.step)
+
+
+def mode_change(saved: dict[str, Any], own: dict[str, Any]) -> str | None:
+    """Return what to tell a person whose run goes on in another mode; None: in the same."""
+    kinds = [(sync["name"], sync.get("replicas")) for sync in (saved, own)]
+    if kinds[0] == kinds[1]:
+        return None
+    spoken = [f"sync={name}" + (f" of {n} replicas" if n else "") for name, n in kinds]
+    text = f"the checkpoint is of {spoken[0]}, this run is {spoken[1]}"
+    if kinds[0][1] is None:
+        return f"{text}: replicas start from the same weights and optimizer state."
+    return f"{text}: it goes on from the common weights and the mean of the optimizer states."
+
+
+def _replicas(sync: SyncStrategy) -> int | None:
+    replicas: int | None = sync.describe().get("replicas")
+    return replicas
+
+
+def _load_mean(
+    folder: Path,
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    replicas: int | None,
+) -> None:
+    """Give the optimizers the mean of the states of `replicas`; None: the one that all had."""
+    owners = [None] if replicas is None else list(range(replicas))
+    sums: dict[str, torch.Tensor] = {}
+    for owner in owners:
+        tensors = optimizer_tensors(module, optimizers, owner)
+        load_tensors(folder, tensors)
+        for name, value in tensors.items():
+            key = name[name.index("optimizer.") :]
+            sums[key] = sums[key] + value if key in sums else value.clone()
+    mean = {key: value / len(owners) for key, value in sums.items()} if replicas else sums
+    restore_optimizers(module, optimizers, mean, None)

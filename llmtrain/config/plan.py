@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llmtrain.config.footprint import Footprint
 from llmtrain.config.groups.strategy import StrategyConfig
+from llmtrain.config.meetings import check_meetings
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.split import check_split, check_vocabulary, least_micro_batches
 from llmtrain.durable import replace_text
@@ -161,6 +162,7 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
     )
     _check_schedule(run, plan)
     _check_trace(run, plan)
+    check_meetings(run, axes, plan.steps)
     check_split(run, axes, micro_batches=plan.gradient_accumulation_steps, micro_batch_size=micro)
     if run.model.vocab_size is not None:
         check_vocabulary(run, axes, run.model.vocab_size)

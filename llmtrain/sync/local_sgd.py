@@ -89,7 +89,7 @@ def _reducers(levels: Sequence[LevelConfig], mesh: Mesh) -> list[Reducer]:
     peers = mesh.device_mesh.mesh.movedim(1, -1).reshape(-1, replicas)  # (places, replicas)
     found = []
     for level in levels:
-        if level.replicas in (-1, replicas):
+        if level.replicas == -1 or level.replicas >= replicas:
             found.append(Reducer(mesh.group("dp_replicate")))
             continue
         ranks = peers.reshape(-1, level.replicas).tolist()

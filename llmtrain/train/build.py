@@ -15,6 +15,7 @@ from llmtrain.checkpoint.compatible import require_resumable
 from llmtrain.checkpoint.manager import CheckpointManager
 from llmtrain.checkpoint.manifest import Manifest, read_manifest
 from llmtrain.config import paths
+from llmtrain.config.meetings import advice
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.data.dataset import TokenDataset
@@ -69,7 +70,7 @@ def build_parts(
     if info.is_main:
         plan.save(run_dir / paths.PLAN)
         tokens = f"{train_set.n_tokens:,} + {val_set.n_tokens:,} tokens"
-        show_plan(console, run, plan, f"{run.data.name}, {tokens}, {prepared}", str(run_dir))
+        _tell(console, run, plan, f"{run.data.name}, {tokens}, {prepared}", run_dir)
     model = apply_parallel(
         lambda: build_model(run.model, vocab_size), run, plan, mesh, info.device,
         reduces_gradients=reduces_gradients(run.sync),
@@ -100,6 +101,13 @@ def build_parts(
     if info.is_main:
         _add_audience(parts, run_dir, console)
     return parts
+
+
+def _tell(console: Console, run: RunConfig, plan: Plan, data: str, run_dir: Path) -> None:
+    """Tell a person what is about to be trained, and what is unwise about it."""
+    show_plan(console, run, plan, data, str(run_dir))
+    if note := advice(run, plan.total_steps, plan.dp_replicate):
+        _warn(console, note)
 
 
 def _warn(console: Console, message: str) -> None:

@@ -4,8 +4,9 @@
     optimizer.*                 of replicas that are equal;  replicaR.optimizer.*  of replicas apart
     sync.*                      what the mode has besides;   sync.replicaR.*       of each replica
 
-A mode that finds its own kind and as many replicas goes on exactly. Any other starts a round from
-the common weights, with the mean of the replicas' optimizer states.
+A mode that finds its own kind and as many replicas goes on exactly. Any other goes on from the mean
+of the replicas' weights and optimizer states: nothing that a replica has learned since the last
+exchange is lost.
 """
 
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ def load_training(
     else:
         _load_mean(folder, module, optimizers, replicas)
     sync.load_state_dict(state, manifest.step)
+    if manifest.sync.get("apart") and mode_change(manifest.sync, sync.describe()):
+        _load_mean_weights(folder, module, manifest.sync["replicas"])
 
 
 def mode_change(saved: dict[str, Any], own: dict[str, Any]) -> str | None:
@@ -61,12 +64,31 @@ def mode_change(saved: dict[str, Any], own: dict[str, Any]) -> str | None:
     text = f"the checkpoint is of {spoken[0]}, this run is {spoken[1]}"
     if kinds[0][1] is None:
         return f"{text}: replicas start from the same weights and optimizer state."
-    return f"{text}: it goes on from the common weights and the mean of the optimizer states."
+    return f"{text}: it goes on from the mean of their weights and optimizer states."
 
 
 def _replicas(sync: SyncStrategy) -> int | None:
     replicas: int | None = sync.describe().get("replicas")
     return replicas
+
+
+@torch.no_grad()
+def _load_mean_weights(folder: Path, module: nn.Module, replicas: int) -> None:
+    """Give the model the mean of what `replicas` had each of its own."""
+    weights = model_tensors(module)
+    sums = {name: torch.zeros_like(value) for name, value in weights.items()}
+    for replica in range(replicas):
+        own = {_own_name(name, replica): torch.empty_like(v) for name, v in weights.items()}
+        load_tensors(folder, own)
+        for name, total in sums.items():
+            total += own[_own_name(name, replica)]
+    for name, value in weights.items():
+        value.copy_(sums[name] / replicas)
+
+
+def _own_name(name: str, replica: int) -> str:
+    """Return what replica's own weight `model.name` is called in a checkpoint."""
+    return f"sync.replica{replica}.weights.{name.removeprefix('model.')}"
 
 
 def _load_mean(

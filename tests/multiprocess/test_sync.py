@@ -1,5 +1,6 @@
 """Replicas that train apart compute what the papers' formulas say, on any layout inside."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,8 +166,13 @@ INSIDE = {
 }
 
 
-@pytest.mark.parametrize("mode", INSIDE)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "mode"),
+    [
+        pytest.param(layout, mode, marks=[pytest.mark.slow] if mode == "local_sgd" else [])
+        for layout, mode in itertools.product(LAYOUTS, INSIDE)
+    ],
+)
 def test_replicas_of_any_layout_compute_the_same(
     layout: str, mode: str, tmp_path: Path, rank_pool: Pools
 ) -> None:

@@ -68,7 +68,7 @@ class LevelConfig:
     """One level of hierarchical averaging."""
 
     replicas: int = -1
-    """Neighbouring replicas that average together; -1: all."""
+    """Neighbouring replicas that average together; -1, or more than there are: all."""
     every_steps: int = 8
     """Steps between two averages."""
 
@@ -93,6 +93,10 @@ class HierarchicalConfig(SemiSyncConfig):
         require(bool(self.levels), "sync.levels is empty; name one level at least.")
         for i, level in enumerate(self.levels):
             _require_positive(f"sync.levels.{i}.every_steps", level.every_steps)
+            require(
+                level.replicas > 0 or level.replicas == -1,
+                f"sync.levels.{i}.replicas={level.replicas} must be positive, or -1 for all.",
+            )
         for inner, outer in zip(self.levels, self.levels[1:], strict=False):
             require(
                 outer.every_steps % inner.every_steps == 0

@@ -1,0 +1,92 @@
+"""Whether replicas can meet as `sync` asks, and what is unwise about it."""
+
+from collections.abc import Mapping
+
+from llmtrain.config.groups.sync import DiLoCoConfig, HierarchicalConfig
+from llmtrain.config.schema import RunConfig
+from llmtrain.errors import require
+
+FEW_ROUNDS = 100
+"""Outer steps under which an outer momentum that starts from nothing has lost, where measured."""
+
+
+def check_meetings(run: RunConfig, axes: Mapping[str, int], steps: int | None) -> None:
+    """Refuse a mode that the layout or the length of the run does not allow.
+
+    Args:
+        run: The configuration.
+        axes: The size of every mesh axis.
+        steps: Steps of the run, where known.
+
+    Raises:
+        ConfigError: names keys, values and a fix.
+    """
+    sync, replicas = run.sync, axes["dp_replicate"]
+    if isinstance(sync, HierarchicalConfig):
+        _check_levels(sync, replicas)
+    if sync.name == "allreduce":
+        return
+    others = {axis: size for axis, size in axes.items() if size > 1 and axis != "dp_replicate"}
+    require(
+        replicas > 1 or not others,
+        f"sync={sync.name} is between replicas, and strategy={run.strategy.name} "
+        f"({' x '.join(f'{axis}={size}' for axis, size in others.items())}) makes one replica of "
+        "all processes; use strategy=hybrid strategy.dp_replicate=2 with them, or sync=allreduce.",
+    )
+    require(
+        steps is None or sync.warmup_steps < steps,
+        f"sync.warmup_sync_steps={sync.warmup_steps} leaves no step of train.steps={steps} in "
+        f"which replicas train apart; lower it, train longer, or use sync=allreduce.",
+    )
+    if isinstance(sync, DiLoCoConfig):
+        units = run.model.n_layers + 1
+        require(
+            sync.fragments <= units,
+            f"sync.fragments={sync.fragments} of a model with model.n_layers="
+            f"{run.model.n_layers}: a fragment has a block at least; try sync.fragments={units} "
+            "or fewer.",
+        )
+
+
+def _check_levels(sync: HierarchicalConfig, replicas: int) -> None:
+    # A run that goes on with few replicas has levels of fewer, down to one.
+    sizes = [
+        min(level.replicas, replicas) if level.replicas > 0 else replicas for level in sync.levels
+    ]
+    require(
+        sizes[-1] == replicas,
+        f"sync.levels: the last level averages {sizes[-1]} of strategy.dp_replicate={replicas} "
+        "replicas; set its replicas to -1, which is all.",
+    )
+    for i, (inner, outer) in enumerate(zip([1, *sizes], sizes, strict=False)):
+        require(
+            outer > 0 and outer % inner == 0 and (outer > inner or outer == replicas),
+            f"sync.levels.{i}.replicas={outer} must be a multiple of the {inner} inside it and "
+            f"divide strategy.dp_replicate={replicas}; try {inner * 2} or -1.",
+        )
+        require(
+            replicas % outer == 0,
+            f"sync.levels.{i}.replicas={outer} must divide strategy.dp_replicate={replicas}; try "
+            f"{', '.join(str(n) for n in range(2, replicas + 1) if replicas % n == 0) or '-1'}.",
+        )
+
+
+def advice(run: RunConfig, steps: int, replicas: int) -> str | None:
+    """Return what to tell a person before a run that may be set up to lose; None: nothing."""
+    sync = run.sync
+    if sync.name != "allreduce" and replicas == 1:
+        return (
+            f"sync={sync.name} with one replica: there is nobody to exchange weights with; "
+            "raise strategy.dp_replicate, or use sync=allreduce."
+        )
+    if not isinstance(sync, DiLoCoConfig) or sync.warmup_sync_steps or not sync.outer_momentum:
+        return None
+    rounds = steps // sync.sync_every_steps
+    if rounds >= FEW_ROUNDS:
+        return None
+    start = max(1, steps // 5)
+    return (
+        f"sync={sync.name} has {rounds} outer steps and no synchronous start: its momentum "
+        f"(sync.outer_momentum={sync.outer_momentum:g}) needs about {FEW_ROUNDS}, or a start such "
+        f"as sync.warmup_sync_steps={start}. docs/sync.md has what that was worth."
+    )

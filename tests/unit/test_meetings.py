@@ -1,0 +1,78 @@
+"""Modes that a layout does not allow: refused with a fix. Modes set up to lose: told."""
+
+import pytest
+
+from llmtrain.config.meetings import advice
+from llmtrain.config.plan import make_plan
+from llmtrain.errors import ConfigError
+from tests.support.runs import compose_run
+
+
+@pytest.mark.parametrize(
+    ("words", "world_size", "said", "mended"),
+    [
+        ("sync=diloco strategy=data strategy.zero=3", 2,
+         ["dp_shard=2", "one replica"], "sync=allreduce strategy=data strategy.zero=3"),
+        ("sync=local_sgd strategy=model", 2,
+         ["tp=2", "strategy.dp_replicate=2"], "sync=allreduce strategy=model"),
+        ("sync=local_sgd strategy=data sync.warmup_sync_steps=500", 2,
+         ["sync.warmup_sync_steps=500", "train.steps=500"],
+         "sync=local_sgd strategy=data sync.warmup_sync_steps=499"),
+        ("sync=diloco strategy=data sync.fragments=10", 2,
+         ["sync.fragments=10", "model.n_layers=4", "try sync.fragments=5"],
+         "sync=diloco strategy=data sync.fragments=5"),
+        ("sync=hierarchical strategy=data", 6,
+         ["sync.levels.0.replicas=4", "must divide strategy.dp_replicate=6", "2, 3, 6"],
+         "sync=hierarchical strategy=data sync.levels.0.replicas=3"),
+        ("sync=hierarchical strategy=data sync.levels.1.replicas=2", 4,
+         ["averages 2 of strategy.dp_replicate=4", "-1"],
+         "sync=hierarchical strategy=data sync.levels.0.replicas=2"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_a_fix_that_works(
+    words: str, world_size: int, said: list[str], mended: str
+) -> None:
+    common = ["train.steps=500", "train.global_batch_size=12", "model.n_layers=4"]
+    if "levels.0" not in words:
+        common += ["sync.levels.0.replicas=4"] * ("hierarchical" in words)
+    with pytest.raises(ConfigError) as refused:
+        make_plan(compose_run(*common, *words.split()), gpus=0, world_size=world_size)
+    for word in said:
+        assert word in str(refused.value)
+    make_plan(compose_run(*common, *mended.split()), gpus=0, world_size=world_size)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("sync.sync_every_steps=0", "sync.sync_every_steps=0"),
+        ("sync.fragments=3", "try 102"),
+        ("sync.overlap_steps=100", "sync.overlap_steps=100"),
+        ("sync.fragments=4 sync.overlap_steps=25", "= 25"),
+        ("sync.wire_dtype=int3", "Did you mean 'int"),
+        ("sync.mix_alpha=1.0", "sync.mix_alpha=1.0"),
+        ("sync.outer_momentum=1.0", "sync.outer_momentum=1.0"),
+        ("sync.outer_lr=0", "sync.outer_lr=0"),
+        ("sync.warmup_sync_steps=-1", "sync.warmup_sync_steps=-1"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(words: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose_run("sync=diloco", *words.split())
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "replicas", "steps", "warned"),
+    [
+        ("sync=diloco sync.sync_every_steps=10", 2, 999, True),
+        ("sync=diloco sync.sync_every_steps=10", 2, 1000, False),
+        ("sync=diloco sync.sync_every_steps=10 sync.warmup_sync_steps=10", 2, 100, False),
+        ("sync=diloco sync.sync_every_steps=10 sync.outer_momentum=0", 2, 100, False),
+        ("sync=local_sgd", 2, 100, False),
+        ("sync=local_sgd", 1, 100, True),
+        ("sync=allreduce", 1, 100, False),
+    ],
+)
+def test_a_run_set_up_to_lose_is_told(words: str, replicas: int, steps: int, warned: bool) -> None:
+    assert (advice(compose_run(*words.split()), steps, replicas) is not None) == warned

@@ -1,0 +1,1 @@
+"""The server of the asynchronous modes, as pure functions of messages and time."""

@@ -1,0 +1,1 @@
+"""Workers on a virtual clock: every mode in one process, the same numbers in every run."""

@@ -108,11 +108,7 @@ def plan_runs(hydra: Composer, words: Sequence[str], config: VerifyRunConfig) ->
     Raises:
         ConfigError: when a strategy is not known, or the plan refuses one; names the strategy.
     """
-    require(
-        config.sync.name == "allreduce",
-        f"sync={config.sync.name} does not compute what one process computes: only sync=allreduce "
-        "can be verified.",
-    )
+    _require_same_numbers(config.sync.name)
     for word in words:
         key = word.lstrip("+").partition("=")[0]
         key = "strategy" if key.startswith("strategy.") else key
@@ -123,11 +119,20 @@ def plan_runs(hydra: Composer, words: Sequence[str], config: VerifyRunConfig) ->
     for case in chosen_cases(config.verify):
         with _named(case):
             planned.append(_plan(hydra, words, case))
+            _require_same_numbers(planned[-1].run.sync.name)
             require(
                 planned[-1].plan.world_size > 1,
                 "one process is what it would be compared with; name a strategy of several.",
             )
     return planned
+
+
+def _require_same_numbers(sync: str) -> None:
+    require(
+        sync == "allreduce",
+        f"sync={sync} does not compute what one process computes: only sync=allreduce can be "
+        "verified.",
+    )
 
 
 @contextlib.contextmanager

@@ -112,9 +112,9 @@ class Blockwise:
         """Return scales and codes; the error is half a scale at most."""
         blocks = self._in_blocks(flat.float())
         largest = blocks.abs().amax(dim=1)
-        # The smallest normal number keeps zeros and subnormals from dividing by zero.
-        scales = (largest / self._levels).clamp_(min=torch.finfo(torch.float32).tiny)
+        scales = largest / self._levels
         scales[~largest.isfinite()] = torch.nan
+        # A block of zeros divides by its scale of zero, which is NaN; its codes are zeros.
         codes = (blocks / scales[:, None]).round_().nan_to_num_(nan=0.0)
         codes = codes.clamp_(-self._levels, self._levels).view(-1)[: flat.numel()].to(torch.int8)
         packed = codes.view(torch.uint8) if self.bits == 8 else _pack(codes)

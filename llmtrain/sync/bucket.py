@@ -28,9 +28,6 @@ def make_buckets(tensors: Mapping[str, Tensor], bucket_bytes: int) -> list[Bucke
         if bucket is None or (bucket and held_bytes + tensor.nbytes > bucket_bytes):
             bucket, held_bytes = {}, 0
             buckets.append(bucket)
-            last[kind] = (bucket, 0)
-            if held_bytes == 0 and len(buckets) > 1:
-                continue
         bucket[name] = tensor
         last[kind] = (bucket, held_bytes + tensor.nbytes)
     return buckets

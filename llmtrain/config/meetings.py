@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from llmtrain.config.groups.sync import DiLoCoConfig, HierarchicalConfig
+from llmtrain.config.groups.sync import AllReduceConfig, DiLoCoConfig, HierarchicalConfig
 from llmtrain.config.schema import RunConfig
 from llmtrain.errors import require
 
@@ -24,7 +24,8 @@ def check_meetings(run: RunConfig, axes: Mapping[str, int], steps: int | None) -
     sync, replicas = run.sync, axes["dp_replicate"]
     if isinstance(sync, HierarchicalConfig):
         _check_levels(sync, replicas)
-    if sync.name == "allreduce":
+    if isinstance(sync, AllReduceConfig):
+        _check_compression(run, sync, axes)
         return
     others = {axis: size for axis, size in axes.items() if size > 1 and axis != "dp_replicate"}
     require(
@@ -46,6 +47,18 @@ def check_meetings(run: RunConfig, axes: Mapping[str, int], steps: int | None) -
             f"{run.model.n_layers}: a fragment has a block at least; try sync.fragments={units} "
             "or fewer.",
         )
+
+
+def _check_compression(run: RunConfig, sync: AllReduceConfig, axes: Mapping[str, int]) -> None:
+    cuts = {"strategy.tp": axes["tp"], "strategy.pp": axes["pp"]}
+    reasons = [f"{key}={size}" for key, size in cuts.items() if size > 1]
+    reasons += [f"strategy.zero={run.strategy.zero}"] if run.strategy.zero else []
+    require(
+        sync.compression == "none" or not reasons,
+        f"sync.compression={sync.compression} is a hook of DDP, and {' and '.join(reasons)} "
+        "reduces gradients without it; use strategy=data strategy.zero=0, or "
+        "sync.compression=none.",
+    )
 
 
 def _check_levels(sync: HierarchicalConfig, replicas: int) -> None:

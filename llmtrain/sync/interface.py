@@ -22,6 +22,8 @@ class Setting:
 
     module: nn.Module
     """The model, parallel: its parameters are what this rank holds."""
+    forward: nn.Module
+    """What is called in training: the model, under DDP where there is one."""
     optimizers: Sequence[torch.optim.Optimizer]
     """The inner optimizers."""
     mesh: Mesh

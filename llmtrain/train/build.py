@@ -148,8 +148,9 @@ def _sync(
     run_dir: Path,
 ) -> SyncStrategy:
     setting = Setting(
-        module=model.module, optimizers=optimizers, mesh=mesh, zero=run.strategy.zero,
-        micro_batches=plan.gradient_accumulation_steps, total_steps=plan.total_steps,
+        module=model.module, forward=model.forward, optimizers=optimizers, mesh=mesh,
+        zero=run.strategy.zero, micro_batches=plan.gradient_accumulation_steps,
+        total_steps=plan.total_steps,
         sizes={name: parameter.numel() for name, parameter in shapes.named_parameters()},
         tied=model.tied, is_first=model.places[0].is_first,
     )  # fmt: skip

@@ -53,6 +53,24 @@ def _losses(run_dir: Path) -> list[float]:
     return [line["loss"] for line in metric_lines(run_dir)]
 
 
+@pytest.mark.parametrize(
+    ("words", "share", "near"),
+    [
+        ("sync.compression=fp16", 0.5, 2e-3),
+        ("sync.compression=powersgd sync.powersgd_rank=2 sync.powersgd_start_step=0", 0.4, 0.05),
+    ],
+)
+def test_compressed_gradients_train_nearly_as_plain_ones(
+    words: str, share: float, near: float, tmp_path: Path, rank_pool: Pools
+) -> None:
+    _, plain = _run(tmp_path / "plain", rank_pool, "train.precision=fp32")
+    _, packed = _run(tmp_path / "packed", rank_pool, f"train.precision=fp32 {words}")
+    assert _losses(packed) == pytest.approx(_losses(plain), rel=near)
+    assert _losses(packed) != _losses(plain)
+    sent = [metric_lines(run)[-1]["comm_bytes"] for run in (packed, plain)]
+    assert sent[0] / sent[1] <= share
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
 def test_averaging_every_step_is_allreduce(
     optimizer: str, tmp_path: Path, rank_pool: Pools

@@ -23,6 +23,7 @@ Weights = dict[str, torch.Tensor]
 STEPS = 14
 
 MODES = {
+    "powersgd": "sync.compression=powersgd sync.powersgd_rank=2 sync.powersgd_start_step=3",
     "local_sgd": "sync=local_sgd sync.sync_every_steps=5 sync.warmup_sync_steps=2",
     "diloco": "sync=diloco sync.sync_every_steps=5 sync.warmup_sync_steps=2",
     "int8": "sync=diloco sync.sync_every_steps=5 sync.wire_dtype=int8",
@@ -31,6 +32,7 @@ MODES = {
 }
 
 CUTS = {
+    "powersgd": {"before the first": 2, "after it": 8},
     "local_sgd": {"in the start": 1, "in a round": 9, "at an average": 7},
     "diloco": {"in the start": 1, "at its end": 2, "in a round": 9, "at an outer step": 7},
     "int8": {"in a round": 8},

@@ -13,6 +13,10 @@ from tests.support.runs import compose_run
     [
         ("sync=diloco strategy=data strategy.zero=3", 2,
          ["dp_shard=2", "one replica"], "sync=allreduce strategy=data strategy.zero=3"),
+        ("sync.compression=fp16 strategy=data strategy.zero=2", 2,
+         ["strategy.zero=2", "sync.compression=none"], "sync.compression=fp16 strategy=data"),
+        ("sync.compression=powersgd strategy=model", 2,
+         ["strategy.tp=2", "DDP"], "sync.compression=powersgd strategy=data"),
         ("sync=local_sgd strategy=model", 2,
          ["tp=2", "strategy.dp_replicate=2"], "sync=allreduce strategy=model"),
         ("sync=local_sgd strategy=data sync.warmup_sync_steps=500", 2,

@@ -10,6 +10,8 @@ from llmtrain.errors import require, require_choice
 WIRE_DTYPES = ("fp32", "bf16", "fp16", "int8", "int4")
 """How numbers travel; fp32 stands for the weights' own format."""
 
+COMPRESSIONS = ("none", "fp16", "powersgd")
+
 INNER_STATES = ("keep", "average")
 
 
@@ -31,6 +33,20 @@ class AllReduceConfig(SyncConfig):
     """Gradients are averaged over all replicas in every step: what one process would compute."""
 
     name: str = "allreduce"
+    compression: str = "none"
+    """How gradients travel: none | fp16 | powersgd (arXiv:1905.13727). Under DDP only."""
+    powersgd_rank: int = 4
+    """Columns of the two factors that a matrix travels as."""
+    powersgd_start_step: int = 1000
+    """Steps at the start whose gradients travel whole."""
+
+    def __post_init__(self) -> None:
+        require_choice("sync.compression", self.compression, COMPRESSIONS)
+        _require_positive("sync.powersgd_rank", self.powersgd_rank)
+        require(
+            self.powersgd_start_step >= 0,
+            f"sync.powersgd_start_step={self.powersgd_start_step} must not be negative.",
+        )
 
 
 @dataclass(kw_only=True)

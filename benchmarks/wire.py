@@ -22,6 +22,8 @@ INSIDE = "LLMTRAIN_WIRE_NAMESPACE"
 FEW, MORE = 3, 8
 ITEM_BYTES = 4
 """fp32."""
+INT4_BYTES = 0.5 + 4 / 256
+"""Two numbers a byte, and a scale in fp32 for 256 of them."""
 
 COMMON = (
     "model=gpt_tiny", "tokenizer=byte", "train.global_batch_size=8", "train.precision=fp32",
@@ -36,7 +38,11 @@ LAYOUTS = {
     "zero3": "strategy=data strategy.zero=3",
     "tp2": "strategy=model",
     "pp2": "strategy=pipeline train.micro_batch_size=1",
+    "diloco": f"strategy=data sync=diloco sync.sync_every_steps={MORE - FEW}",
+    "diloco_int4": f"strategy=data sync=diloco sync.sync_every_steps={MORE - FEW} "
+    "sync.wire_dtype=int4",
 }
+"""The last step of a run is an exchange too: of those between FEW and MORE steps one is counted."""
 
 
 GLOO_SCATTER = 2.0
@@ -62,6 +68,10 @@ def formula_bytes(layout: str, run: RunConfig, n_parameters: int, scatter: float
     activation = tokens * model.dim * ITEM_BYTES
     if layout == "dp2":
         return 2.0 * weights
+    if layout == "diloco":
+        return 2.0 * weights / (MORE - FEW)
+    if layout == "diloco_int4":
+        return 2.0 * n_parameters * INT4_BYTES / (MORE - FEW)
     if layout == "zero3":
         return (2 + scatter) * weights  # gathered forward and backward, scattered once
     if layout == "pp2":

@@ -21,6 +21,8 @@ OVERRIDES = (
     "train.precision=fp32", "model.dropout=0.1",
 )  # fmt: skip
 TWO = ("strategy=data", "strategy.zero=3")
+APART = ("strategy=data", "sync=diloco", "sync.sync_every_steps=40", "sync.wire_dtype=int8")
+"""The checkpoints lie inside rounds."""
 DEADLINE_S = 120.0
 
 
@@ -74,6 +76,7 @@ def final_weights(run_dir: Path) -> dict[str, object]:
         pytest.param("worker", (), id="worker", marks=pytest.mark.slow),
         pytest.param("worker", TWO, id="one of two workers", marks=pytest.mark.slow),
         pytest.param("launcher", TWO, id="launcher of two", marks=pytest.mark.slow),
+        pytest.param("worker", APART, id="one of two replicas", marks=pytest.mark.slow),
     ],
 )
 def test_kill_minus_nine_loses_nothing(victim: str, extra: tuple[str, ...], tmp_path: Path) -> None:
@@ -94,3 +97,29 @@ def test_kill_minus_nine_loses_nothing(victim: str, extra: tuple[str, ...], tmp_
     results = [[[line[k] for k in keys] for line in metric_lines(d)] for d in (straight, killed)]
     assert results[0] == results[1]
     assert final_weights(straight) == final_weights(killed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds workers through /proc")
+def test_one_replica_that_is_asked_to_stop_has_all_save_the_same_step(tmp_path: Path) -> None:
+    # One round as long as the run: nothing but the vote can bring replicas to the same step.
+    apart = ("strategy=data", "sync=local_sgd", "sync.sync_every_steps=1000",
+             "checkpoint.every_steps=null")  # fmt: skip
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    finish(straight, *apart)
+    # Slow enough to be interrupted in the middle.
+    launcher = subprocess.Popen(
+        command(cut, *apart), env=environment(), stderr=subprocess.DEVNULL
+    )  # fmt: skip
+    log = cut / "logs" / "rank_1.log"
+    wait_until(lambda: log.is_file() and "training" in log.read_text(), "rank 1 to train")
+    os.kill(workers(cut)[-1], signal.SIGTERM)
+    assert launcher.wait(timeout=DEADLINE_S) == 143
+    result = json.loads((cut / "result.json").read_text())
+    assert result["status"] == "preempted"
+    assert 0 < result["step"] < STEPS
+    finish(cut, *apart)
+    keys = ("step", "loss", "grad_norm", "lr", "tokens")
+    results = [[[line[k] for k in keys] for line in metric_lines(d)] for d in (straight, cut)]
+    assert results[0] == results[1]
+    assert final_weights(straight) == final_weights(cut)

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -238,3 +239,65 @@ def test_bytes_are_a_share_of_allreduce(
     _, apart = _run(tmp_path / "apart", rank_pool, f"model.n_layers=4 {words}")
     sent = [sum(line["comm_bytes"] for line in metric_lines(run)) for run in (apart, one)]
     assert sent[0] / sent[1] == pytest.approx(share, rel=0.03 if "fragments" in words else 1e-12)
+
+
+def test_a_fragment_is_a_share_of_the_peak(tmp_path: Path, rank_pool: Pools) -> None:
+    words = "model.n_layers=6 sync=diloco sync.sync_every_steps=6"
+    _, whole = _run(tmp_path / "whole", rank_pool, words)
+    _, parts = _run(tmp_path / "parts", rank_pool, f"{words} sync.fragments=3")
+    # In the last step every fragment ends its round.
+    peaks = [max(line["comm_bytes"] for line in metric_lines(run)[:-1]) for run in (whole, parts)]
+    # The fullest of evenly filled fragments has its share, and less than one block more.
+    block = 12 * 32 * 32 + 13 * 32
+    assert peaks[0] / 3 <= peaks[1] < peaks[0] / 3 + block * 8
+
+
+COLLECTIVES = (
+    "all_reduce", "broadcast", "all_gather_into_tensor", "all_gather_object", "all_to_all_single",
+    "broadcast_object_list", "barrier", "reduce_scatter_tensor", "send", "recv",
+)  # fmt: skip
+
+
+def train_counting(run_dir: Path) -> list[int]:
+    """Train; return how many collectives each step took. A rank's function."""
+    import torch.distributed as dist
+
+    from llmtrain.train.trainer import Trainer
+
+    calls, steps = [0], []
+    rights = {name: getattr(dist, name) for name in COLLECTIVES}
+    right_step = Trainer.one_step
+
+    def counted(name: str) -> Any:
+        def call(*args: Any, **keywords: Any) -> Any:
+            calls[0] += 1
+            return rights[name](*args, **keywords)
+
+        return call
+
+    def one_step(self: Any, interval: Any) -> Any:
+        before = calls[0]
+        result = right_step(self, interval)
+        steps.append(calls[0] - before)
+        return result
+
+    for name in COLLECTIVES:
+        setattr(dist, name, counted(name))
+    Trainer.one_step = one_step  # type: ignore[method-assign]
+    try:
+        train_frozen(run_dir)
+    finally:
+        for name, right in rights.items():
+            setattr(dist, name, right)
+        Trainer.one_step = right_step  # type: ignore[method-assign]
+    return steps
+
+
+@pytest.mark.parametrize("mode", ["local_sgd", "diloco"])
+def test_steps_inside_a_round_take_no_collective(
+    mode: str, tmp_path: Path, rank_pool: Pools
+) -> None:
+    words = ("strategy=data", f"sync={mode}", "sync.sync_every_steps=4")
+    run_dir = tiny_run(tmp_path / "run", f"train.steps={STEPS}", *words, world_size=2)
+    counts = rank_pool(2).run(train_counting, run_dir)[0]
+    assert [step for step, count in enumerate(counts, start=1) if count] == [4, 8, 12]

@@ -27,6 +27,13 @@ def test_bytes_on_the_wire_are_the_formulas() -> None:
         [sys.executable, "-m", "benchmarks.wire"], capture_output=True, text=True, timeout=600
     )
     rows = [json.loads(line) for line in run.stdout.splitlines()]
-    assert [row["layout"] for row in rows] == ["dp2", "zero3", "tp2", "pp2"], run.stderr
+    assert [row["layout"] for row in rows] == [
+        "dp2",
+        "zero3",
+        "tp2",
+        "pp2",
+        "diloco",
+        "diloco_int4",
+    ], run.stderr
     for row in rows:
         assert 1.0 <= row["ratio"] <= 1.0 + HEADERS, row

@@ -1,7 +1,8 @@
 """Several workers on one machine: `python -m llmtrain.agent RUN_DIR --nproc-per-node N`.
 
-The process that the launcher starts; what it does stands in `llmtrain/elastic.py`, whose import of
-torch takes a second or more, in which signals must be answered already.
+The process that the launcher starts; what it does stands in `llmtrain/elastic.py`, or, where
+replicas live and die on their own around a server, in `llmtrain/fleet.py`. Their import of torch
+takes a second or more, in which signals must be answered already.
 """
 
 import argparse
@@ -36,8 +37,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llmtrain.agent", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--nproc-per-node", type=int, required=True)
+    parser.add_argument("--replicas", type=int, help="worlds of their own, around a server")
+    parser.add_argument("--max-restarts", type=int, default=0, help="of each replica")
     options = parser.parse_args(argv)
     os.environ[PARENT_ENV] = str(os.getpid())
+    if options.replicas is not None:
+        from llmtrain.fleet import run_fleet
+
+        return run_fleet(
+            options.run_dir.absolute(), options.replicas, options.nproc_per_node,
+            options.max_restarts, handle,
+        )  # fmt: skip
     from llmtrain.elastic import run_workers
 
     return run_workers(options.run_dir.absolute(), options.nproc_per_node, handle)

@@ -20,14 +20,14 @@ from llmtrain.config.store import ROOTS, from_dict
 from llmtrain.console import answering
 from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_USER, UserError
 from llmtrain.launch.failure import before_training
-from llmtrain.launch.process import die_with_parent
+from llmtrain.launch.process import PROCESS_ENV, die_with_parent
 from llmtrain.log import log_path, setup_log
 from llmtrain.panel import show_note, show_user_error
 from llmtrain.train.stop import StopNow, StopRequest
 
 log = logging.getLogger(__name__)
 
-ECHOES = ("RefusedElsewhereError", "MainFailedError")
+ECHOES = ("RefusedElsewhereError", "MainFailedError", "LostLineError")
 """Errors that only say that rank 0 has one."""
 
 LOST_PEER = (
@@ -45,6 +45,7 @@ def main() -> int:
     parser.add_argument("run_dir", nargs="?")
     parser.add_argument("--task", choices=("prepare", "evaluate", "generate", "verify"))
     parser.add_argument("--request", default="{}")
+    parser.add_argument("--server", action="store_true", help="hold the weights of the run")
     args = parser.parse_args()
     die_with_parent()
     if args.task is not None:
@@ -52,7 +53,12 @@ def main() -> int:
     stop = StopRequest()
     try:
         stop.install()
-        return train(args.run_dir, stop)
+        code = train(args.run_dir, stop, as_server=args.server)
+        if args.server:
+            # Its threads wait for lines that nobody will speak on: they cannot be joined.
+            logging.shutdown()
+            os._exit(code)
+        return code
     except (StopNow, KeyboardInterrupt):
         # They may be raised anywhere: here, where `train` is on its way in or out.
         os._exit(stop.exit_code)
@@ -91,22 +97,27 @@ def run_task(task: str, request: dict[str, Any]) -> int:
         return EXIT_SIGINT
 
 
-def train(run_dir_argument: str, stop: StopRequest) -> int:
-    """Train; leave result.json and, after a failure, this rank's record of it."""
-    rank = int(os.environ.get("RANK", 0))
+def train(run_dir_argument: str, stop: StopRequest, *, as_server: bool = False) -> int:
+    """Train, or serve; leave result.json and, after a failure, this rank's record of it."""
+    rank = int(os.environ.get(PROCESS_ENV, os.environ.get("RANK", 0)))
     run_dir: Path | None = None if run_dir_argument == "-" else Path(run_dir_argument)
     t0 = time.monotonic()
     try:
         # Seconds in which a stop may be asked for: what has been set up by then is put right below.
         from llmtrain.distributed.env import open_store
-        from llmtrain.tasks.train import run_train, start_rank
+        from llmtrain.tasks.train import run_replica, run_train, start_rank
 
         if run_dir is not None:
             setup_log(log_path(run_dir, rank), rank)
         store = open_store()
+        if as_server:
+            from llmtrain.tasks.serve import run_server
+
+            assert run_dir is not None
+            return run_server(run_dir, store, stop)
         info, run_dir = start_rank(run_dir, store)
         setup_log(log_path(run_dir, rank), rank)
-        return run_train(run_dir, info, store, stop)
+        return (run_train if info.replica is None else run_replica)(run_dir, info, store, stop)
     except UserError as error:
         if rank == 0 and type(error).__name__ not in ECHOES:
             show_user_error(error)

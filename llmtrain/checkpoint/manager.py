@@ -9,7 +9,7 @@ A crash before the rename leaves a .tmp folder, which the next save removes.
 import logging
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -86,6 +86,56 @@ class CheckpointManager:
                 shutil.rmtree(folder)
         dist.barrier()
         return final
+
+    def write_part(self, step: int, part: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Write what one of several worlds has of the checkpoint of `step`.
+
+        Collective over this world. It is no checkpoint before `commit`.
+
+        Args:
+            step: Steps done.
+            part: Which world this is.
+            tensors: Whatever the others write besides.
+        """
+        staging = self._part(step, part)
+        if dist.get_rank() == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        dist.barrier()
+        if _from_main(bool(tensors)):
+            _save_shards(staging, tensors)
+        dist.barrier()
+
+    def commit(self, manifest: Manifest, parts: Sequence[int]) -> Path:
+        """Make the checkpoint of `manifest.step` of what the worlds `parts` have written.
+
+        Collective over this world; the others are done. One of the same step is replaced.
+
+        Returns:
+            The checkpoint's folder.
+        """
+        final = self._folder / f"step_{manifest.step:08d}"
+        staging = final.with_name(final.name + ".tmp")
+        if dist.get_rank() == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            for part in parts:
+                written = self._part(manifest.step, part)
+                for path in sorted(written.iterdir()):
+                    path.rename(staging / f"part{part}-{path.name}")
+            manifest.files.update({p.name: file_record(p) for p in staging.iterdir()})
+            replace_text(staging / NAME, manifest.to_json())
+            shutil.rmtree(final, ignore_errors=True)
+            staging.rename(final)
+            sync_folder(self._folder)
+            for folder in expired(self.finished(), keep_last=self._keep_last):
+                shutil.rmtree(folder)
+            self._remove_leftovers()
+        dist.barrier()
+        return final
+
+    def _part(self, step: int, part: int) -> Path:
+        return self._folder / f"step_{step:08d}.part{part}.tmp"
 
     def finished(self) -> list[tuple[Path, Manifest]]:
         """Return the finished checkpoints, oldest first; contents are not verified."""

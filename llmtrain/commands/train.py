@@ -13,7 +13,7 @@ from llmtrain.config.paths import CHECKPOINTS
 from llmtrain.config.plan import Plan, make_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import to_yaml
-from llmtrain.errors import EXIT_OK
+from llmtrain.errors import EXIT_OK, ConfigError
 from llmtrain.launch import torchrun
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.local import launch
@@ -41,6 +41,11 @@ def run_train(options: Options) -> int:
         return run_sweep(options)
     run: RunConfig = composed.config
     plan = plan_run(run, None if rank is None else torchrun.world_size())
+    if rank is not None and plan.servers:
+        raise ConfigError(
+            f"sync={run.sync.name} starts a server and replicas that live and die on their own, "
+            "which torchrun's workers cannot; run `llmtrain train ...` without torchrun."
+        )
     if rank:
         # It has composed too, so that what is refused ends every rank at once.
         return torchrun.become_worker("-", run.launcher)
@@ -87,6 +92,6 @@ def start(
         if freeze(run, plan, overrides, run_dir):
             show_note(f"resuming {run_dir}")
         if not under_torchrun:
-            return launch(run_dir, plan.nproc_per_node, run.launcher)
+            return launch(run_dir, run, plan)
         # Inside: the claim is passed on to the worker that this process becomes.
         return torchrun.become_worker(str(run_dir), run.launcher)

@@ -244,9 +244,7 @@ def _run_one(one: Planned, run_dir: Path) -> int:
     """Train one run in its own folder, silently; return its exit code."""
     run = dataclasses.replace(one.run, run_dir=str(make_run_dir(run_dir)))
     freeze(run, one.plan, one.overrides, run_dir)
-    return launch(
-        run_dir, one.plan.nproc_per_node, run.launcher, output=run_dir / LOGS / OUTPUT
-    )  # fmt: skip
+    return launch(run_dir, run, one.plan, output=run_dir / LOGS / OUTPUT)
 
 
 def _error(run_dir: Path) -> str:

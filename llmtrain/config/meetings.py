@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 
+from llmtrain.config.groups.served import ServedConfig
 from llmtrain.config.groups.sync import AllReduceConfig, DiLoCoConfig, HierarchicalConfig
 from llmtrain.config.schema import RunConfig
 from llmtrain.errors import require
+
+ELEMENTWISE = ("sgd", "momentum", "adam", "adamw", "lion")
+"""Optimizers that may be given any part of a tensor."""
 
 FEW_ROUNDS = 100
 """Outer steps under which an outer momentum that starts from nothing has lost, where measured."""
@@ -22,6 +26,9 @@ def check_meetings(run: RunConfig, axes: Mapping[str, int], steps: int | None) -
         ConfigError: names keys, values and a fix.
     """
     sync, replicas = run.sync, axes["dp_replicate"]
+    if isinstance(sync, ServedConfig):
+        _check_served(run, sync, replicas)
+        return
     if isinstance(sync, HierarchicalConfig):
         _check_levels(sync, replicas)
     if isinstance(sync, AllReduceConfig):
@@ -47,6 +54,28 @@ def check_meetings(run: RunConfig, axes: Mapping[str, int], steps: int | None) -
             f"{run.model.n_layers}: a fragment has a block at least; try sync.fragments={units} "
             "or fewer.",
         )
+
+
+def _check_served(run: RunConfig, sync: ServedConfig, replicas: int) -> None:
+    """Refuse what a run with a server cannot do."""
+    for key in ("min_replicas", "quorum"):
+        wanted = getattr(sync, key, None) or 1
+        require(
+            wanted <= replicas,
+            f"sync.{key}={wanted} of {replicas} replicas; lower it, or raise "
+            "strategy.dp_replicate.",
+        )
+    require(
+        sync.payload != "gradient" or run.optimizer.name in ELEMENTWISE,
+        f"optimizer={run.optimizer.name} looks at whole matrices, and under sync={sync.name} it is "
+        f"the server that steps, on the shards that replicas push; use optimizer=adamw, or "
+        "sync=async_local_sgd, where each replica steps itself.",
+    )
+    require(
+        not run.metrics.trace,
+        f"metrics.trace=true traces steps that all processes take at once, and sync={sync.name} "
+        "has none; leave it out.",
+    )
 
 
 def _check_compression(run: RunConfig, sync: AllReduceConfig, axes: Mapping[str, int]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.config.footprint import Footprint
+from llmtrain.config.groups.served import ServedConfig
 from llmtrain.config.groups.strategy import StrategyConfig
 from llmtrain.config.meetings import check_meetings
 from llmtrain.config.schema import RunConfig
@@ -54,6 +55,8 @@ class Plan:
     """Micro-batches in a step, for each data-parallel rank."""
     stages_per_rank: int = 1
     """Stages of the pipeline that each process holds."""
+    servers: int = 0
+    """Processes beside those of the mesh that hold the weights between replicas."""
     tokens_per_step: int
     steps: int | None = None
     """Steps in the run; null until the length of an epoch is known."""
@@ -66,6 +69,15 @@ class Plan:
     def axes(self) -> dict[str, int]:
         """The size of every mesh axis."""
         return {axis: self.axis(axis) for axis in AXES}
+
+    @property
+    def replica_size(self) -> int:
+        """Processes of a replica."""
+        return self.world_size // self.dp_replicate
+
+    def one_replica(self) -> "Plan":
+        """Return the plan of one replica by itself, with its part of the batch."""
+        return dataclasses.replace(self, dp_replicate=1, world_size=self.replica_size)
 
     def axis(self, name: str) -> int:
         """Return the size of the mesh axis `name`."""
@@ -156,6 +168,7 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
         micro_batch_size=micro,
         gradient_accumulation_steps=share // micro,
         stages_per_rank=run.strategy.stages if axes["pp"] > 1 else 1,
+        servers=int(isinstance(run.sync, ServedConfig) and run.sync.simulate.workers is None),
         tokens_per_step=tokens_per_step,
         steps=_steps(run, tokens_per_step),
         **axes,

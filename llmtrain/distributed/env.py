@@ -13,6 +13,11 @@ import torch.distributed as dist
 
 from llmtrain.errors import ConfigError
 
+STORE_ENV = "LLMTRAIN_STORE"
+"""Host and port of the store of a run whose replicas are worlds of their own."""
+REPLICA_ENV = "LLMTRAIN_REPLICA"
+RESTART_ENV = "LLMTRAIN_RESTART"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankInfo:
@@ -22,11 +27,15 @@ class RankInfo:
     local_rank: int
     world_size: int
     device: torch.device
+    replica: int | None = None
+    """Where each replica is a world of its own: which it is."""
+    restart: int = 0
+    """How often this replica has been started again in this start of the run."""
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which writes what is written once."""
-        return self.rank == 0
+        return self.rank == 0 and not self.replica
 
 
 def rank_info(device: str = "auto") -> RankInfo:
@@ -58,15 +67,22 @@ def rank_info(device: str = "auto") -> RankInfo:
         local_rank=local_rank,
         world_size=int(env.get("WORLD_SIZE", 1)),
         device=chosen,
+        replica=int(env[REPLICA_ENV]) if REPLICA_ENV in env else None,
+        restart=int(env.get(RESTART_ENV, 0)),
     )
 
 
 def open_store() -> dist.Store:
     """Return the rendezvous store of the environment; of a run of one process, one in memory.
 
+    That of a run with a server is shared by all its replicas.
+
     It carries what ranks must know before they can join a process group, and waits that may last
     hours: it has no collective's timeout.
     """
+    if STORE_ENV in os.environ:
+        host, _, port = os.environ[STORE_ENV].rpartition(":")
+        return dist.TCPStore(host, int(port), is_master=False)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return dist.HashStore()
     store, _, _ = next(dist.rendezvous("env://"))
@@ -99,9 +115,10 @@ def init_process_group(info: RankInfo, store: dist.Store, timeout_s: float = 180
     Collective over the world.
     """
     on_cuda = info.device.type == "cuda"
+    own = "" if info.replica is None else f"/{info.replica}/{info.restart}"
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-        store=dist.PrefixStore("process_group", store),
+        store=dist.PrefixStore(f"process_group{own}", store),
         rank=info.rank,
         world_size=info.world_size,
         timeout=datetime.timedelta(seconds=timeout_s),

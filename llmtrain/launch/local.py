@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.groups.launcher import LauncherConfig, LocalLauncherConfig
+from llmtrain.config.groups.launcher import LocalLauncherConfig
+from llmtrain.config.groups.served import ServedConfig
+from llmtrain.config.plan import Plan
+from llmtrain.config.schema import RunConfig
 from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.launch.environment import worker_environment
 from llmtrain.launch.failure import (
@@ -29,23 +32,25 @@ PYTHON = (sys.executable, "-P", "-m")
 """-P: a stray `random.py` in the current folder is not imported in place of the real one."""
 
 
-def launch(
-    run_dir: Path, processes: int, launcher: LauncherConfig, *, output: Path | None = None
-) -> int:
-    """Train from the frozen `run_dir` with `processes` workers; return the exit code.
+def launch(run_dir: Path, run: RunConfig, plan: Plan, *, output: Path | None = None) -> int:
+    """Train from the frozen `run_dir`; return the exit code.
 
     Args:
         run_dir: The run directory.
-        processes: Workers.
-        launcher: How they are started.
+        run: Its configuration.
+        plan: Its plan.
         output: Takes all that is printed, failures too; null: the terminal does.
     """
+    launcher, processes = run.launcher, plan.nproc_per_node
     clear_stale(run_dir)
     since = time.time()
-    if processes == 1:
+    if processes + plan.servers == 1:
         command = [*PYTHON, "llmtrain.worker", str(run_dir)]
     else:
         command = [*PYTHON, "llmtrain.agent", str(run_dir), "--nproc-per-node", str(processes)]
+    if isinstance(run.sync, ServedConfig) and plan.servers:
+        command += ["--replicas", str(plan.dp_replicate)]
+        command += ["--max-restarts", str(run.sync.max_restarts)]
     ended = supervise(command, worker_environment(launcher, processes), output)
     if ended.stopped_by is not None and ended.exit_code > 128:
         status = stop_status(ended.exit_code)
@@ -57,7 +62,7 @@ def launch(
     if ended.code == EXIT_OK:
         return EXIT_OK
     shown = output is None
-    if processes == 1:
+    if processes + plan.servers == 1:
         failures = read_failures(run_dir, {0: (ended.code, time.time())})
         return report_failure(run_dir, failures, since=since, shown=shown)
     return _after_agent(run_dir, ended, since, shown=shown)

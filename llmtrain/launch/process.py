@@ -22,6 +22,9 @@ from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM
 PARENT_ENV = "LLMTRAIN_PARENT_PID"
 """The process id of the launcher, for `die_with_parent` to notice that it died before the call."""
 
+PROCESS_ENV = "LLMTRAIN_PROCESS"
+"""The number of a process among all of a run, where that is not its rank."""
+
 _PR_SET_PDEATHSIG = 1
 
 

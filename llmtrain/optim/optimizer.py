@@ -75,6 +75,20 @@ def build_optimizers(
     ]
 
 
+def build_elementwise(
+    config: OptimizerConfig, named: Named, *, no_decay: Sequence[str]
+) -> Optimizer:
+    """Build an optimizer over any shards of a model's parameters.
+
+    Args:
+        config: One of an algorithm that looks at single numbers only (`config.meetings`).
+        named: Tensors, under names whose ends are those of the parameters.
+        no_decay: fnmatch patterns of the parameters' names that take no weight decay.
+    """
+    ends = [*no_decay, *(f"*/{pattern}" for pattern in no_decay)]
+    return _BUILDERS[config.name](config, decay_groups(named, ends, config.weight_decay))
+
+
 def decay_groups(
     named: Named, no_decay: Sequence[str], weight_decay: float
 ) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from llmtrain.sync.allreduce import AllReduce
 from llmtrain.sync.diloco import DiLoCo
 from llmtrain.sync.interface import Setting, SyncStrategy
 from llmtrain.sync.local_sgd import LocalSGD
+from llmtrain.sync.served import Served
 
 MODES: dict[str, Any] = {
     "allreduce": AllReduce,
@@ -18,7 +19,7 @@ MODES: dict[str, Any] = {
 
 def reduces_gradients(config: SyncConfig) -> bool:
     """Return whether wrappers average gradients in every step, before there is a model."""
-    return bool(MODES[config.name].reduces_gradients)
+    return bool(MODES.get(config.name, Served).reduces_gradients)
 
 
 def build_sync(config: SyncConfig, setting: Setting) -> SyncStrategy:

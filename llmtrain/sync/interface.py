@@ -35,6 +35,10 @@ class Setting:
     """Steps of the run: what is under way is brought to its end in the last."""
     sizes: Mapping[str, int]
     """Elements of every parameter of the whole model, wherever it lies."""
+    replicas: int
+    """How many replicas there are."""
+    replica: int
+    """Which of them this process belongs to."""
     tied: Tensor | None = None
     """This rank's copy of an embedding that another rank of pp holds too."""
     is_first: bool = True
@@ -49,14 +53,33 @@ class SyncReport:
     """Bytes sent."""
 
 
-class SyncStrategy(Protocol):
-    """One synchronisation mode."""
+class SavedSync(Protocol):
+    """What building a model and saving it ask of a synchronisation mode."""
 
     reduces_gradients: bool
     """Whether gradients are averaged over dp_replicate in every step, by the wrappers that
     `parallel.apply` puts round the model."""
     replica: int | None
     """This process's replica, where each has optimizer state of its own; None: all are equal."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what of a checkpoint saved now must be known before its state can be loaded:
+        "name" and, of replicas that differ, "replicas"; plain values."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs, tensors by name. What differs between replicas has a
+        name of its own in each."""
+
+    def blank(self, saved: dict[str, Any]) -> dict[str, Tensor]:
+        """Return tensors to load into, of what a checkpoint with the description `saved` has and
+        this mode can use."""
+
+    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
+        """Go on from `step` steps with what was loaded into `blank`; the model has its weights."""
+
+
+class SyncStrategy(SavedSync, Protocol):
+    """One synchronisation mode of replicas that step side by side."""
 
     def together(self, step: int) -> bool:
         """Return whether the gradients of all replicas make the step after `step` steps.
@@ -86,18 +109,3 @@ class SyncStrategy(Protocol):
     def eval_context(self) -> contextlib.AbstractContextManager[object]:
         """Return a context in which the model holds the weights to evaluate and to save, equal on
         all replicas. Entering it may be a collective."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return what of a checkpoint saved now must be known before its state can be loaded:
-        "name" and, of replicas that differ, "replicas"; plain values."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return what a resumed run needs, tensors by name. What differs between replicas has a
-        name of its own in each."""
-
-    def blank(self, saved: dict[str, Any]) -> dict[str, Tensor]:
-        """Return tensors to load into, of what a checkpoint with the description `saved` has and
-        this mode can use."""
-
-    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
-        """Go on from `step` steps with what was loaded into `blank`; the model has its weights."""

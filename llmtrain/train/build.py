@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from llmtrain.checkpoint.compatible import require_resumable
 from llmtrain.checkpoint.manager import CheckpointManager
 from llmtrain.checkpoint.manifest import Manifest, read_manifest
 from llmtrain.config import paths
+from llmtrain.config.groups.sync import SyncConfig
 from llmtrain.config.meetings import advice
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
@@ -31,23 +32,42 @@ from llmtrain.parallel.apply import ParallelModel, apply_parallel
 from llmtrain.parallel.precision import Precision
 from llmtrain.sync.build import build_sync, reduces_gradients
 from llmtrain.sync.interface import Setting, SyncStrategy
-from llmtrain.train.metrics import build_writers
-from llmtrain.train.peak import peak_flops
-from llmtrain.train.progress import TrainProgress, show_plan
+from llmtrain.sync.served import Served
+from llmtrain.train.audience import build_audience
+from llmtrain.train.progress import show_plan
 from llmtrain.train.resume import load_training, mode_change
 from llmtrain.train.state import TrainState
 from llmtrain.train.step import SequentialStep, TrainStep
-from llmtrain.train.trainer import Parts
+from llmtrain.train.trainer import Parts, S
 
 log = logging.getLogger(__name__)
 
 
 def build_parts(
     run: RunConfig, plan: Plan, run_dir: Path, prepared: Path, info: RankInfo, console: Console
-) -> Parts:
+) -> Parts[SyncStrategy]:
     """Build everything a `Trainer` needs, and restore the newest checkpoint of `run_dir`.
 
-    Collective over the world.
+    Collective over the world. Arguments and errors are those of `build_replica`.
+    """
+
+    def make_sync(config: SyncConfig, setting: Setting) -> SyncStrategy:
+        return _recorded(run, run_dir, build_sync(config, setting), setting)
+
+    parts = _assemble(run, plan, run_dir, prepared, info, console, make_sync)
+    if run.metrics.trace:
+        _add_tracer(parts, run_dir, console)
+    if info.is_main:
+        _add_audience(parts, run_dir, console)
+    return parts
+
+
+def build_replica(
+    run: RunConfig, plan: Plan, run_dir: Path, prepared: Path, info: RankInfo, console: Console
+) -> Parts[Served]:
+    """Build what a replica of a run with a server needs, and restore the newest checkpoint.
+
+    Collective over the replica, which is the world of this process.
 
     Args:
         run: The configuration.
@@ -60,34 +80,47 @@ def build_parts(
     Raises:
         UserError: when data, model, checkpoint and plan do not fit together.
     """
+    return _assemble(run, plan, run_dir, prepared, info, console, Served)
+
+
+def _assemble(
+    run: RunConfig,
+    plan: Plan,
+    run_dir: Path,
+    prepared: Path,
+    info: RankInfo,
+    console: Console,
+    make_sync: Callable[[Any, Setting], S],
+) -> Parts[S]:
     train_set, val_set = TokenDataset(prepared, "train"), TokenDataset(prepared, "validation")
     vocab_size = resolve_vocab_size(run, train_set)
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=vocab_size))
-    mesh = build_mesh(plan, info.device.type)
     shapes = build_model(run.model, vocab_size)
     plan = _complete_plan(plan, run, shapes, train_set)
-    schedule = make_schedule(run.scheduler, plan.total_steps)
-    if info.is_main:
+    own = plan if info.replica is None else plan.one_replica()
+    mesh = build_mesh(own, info.device.type)
+    if info.is_main and info.restart == 0:
         plan.save(run_dir / paths.PLAN)
         tokens = f"{train_set.n_tokens:,} + {val_set.n_tokens:,} tokens"
         _tell(console, run, plan, f"{run.data.name}, {tokens}, {prepared}", run_dir)
     model = apply_parallel(
-        lambda: build_model(run.model, vocab_size), run, plan, mesh, info.device,
+        lambda: build_model(run.model, vocab_size), run, own, mesh, info.device,
         reduces_gradients=reduces_gradients(run.sync),
     )  # fmt: skip
     optimizers = build_optimizers(
         run.optimizer, model.module, no_decay=shapes.NO_DECAY, hidden=shapes.HIDDEN
     )
+    setting = _setting(run, plan, mesh, model, optimizers, shapes, info)
     parts = Parts(
         run=run,
         plan=plan,
         info=info,
         mesh=mesh,
         model=model,
-        step=_step(run, plan, mesh, model, info),
-        sync=_sync(run, plan, mesh, model, optimizers, shapes, run_dir),
+        step=_step(run, own, mesh, model, info),
+        sync=make_sync(run.sync, setting),
         optimizers=optimizers,
-        schedule=schedule,
+        schedule=make_schedule(run.scheduler, plan.total_steps),
         loader=_loader(run, plan, mesh, train_set, info),
         validation=lambda: _validation(run, plan, mesh, val_set, info),
         checkpoints=CheckpointManager(
@@ -96,10 +129,6 @@ def build_parts(
         manifest=partial(_manifest, run, train_set.tokenizer().hash(), prepared.name),
     )
     restore(parts, console)
-    if run.metrics.trace:
-        _add_tracer(parts, run_dir, console)
-    if info.is_main:
-        _add_audience(parts, run_dir, console)
     return parts
 
 
@@ -138,29 +167,33 @@ def _step(
     )
 
 
-def _sync(
+def _setting(
     run: RunConfig,
     plan: Plan,
     mesh: Mesh,
     model: ParallelModel,
     optimizers: Sequence[torch.optim.Optimizer],
     shapes: Transformer,
-    run_dir: Path,
-) -> SyncStrategy:
-    setting = Setting(
+    info: RankInfo,
+) -> Setting:
+    return Setting(
         module=model.module, forward=model.forward, optimizers=optimizers, mesh=mesh,
         zero=run.strategy.zero, micro_batches=plan.gradient_accumulation_steps,
         total_steps=plan.total_steps,
         sizes={name: parameter.numel() for name, parameter in shapes.named_parameters()},
+        replicas=plan.dp_replicate,
+        replica=mesh.rank("dp_replicate") if info.replica is None else info.replica,
         tied=model.tied, is_first=model.places[0].is_first,
     )  # fmt: skip
-    sync = build_sync(run.sync, setting)
+
+
+def _recorded(run: RunConfig, run_dir: Path, sync: SyncStrategy, setting: Setting) -> SyncStrategy:
     if not run.metrics.record:
         return sync
     # Imported here: only `llmtrain verify` asks for it.
     from llmtrain.train.record import RecordingSync
 
-    return RecordingSync(sync, model.module, mesh, run_dir)
+    return RecordingSync(sync, setting.module, setting.mesh, run_dir)
 
 
 def _complete_plan(plan: Plan, run: RunConfig, shapes: Transformer, dataset: TokenDataset) -> Plan:
@@ -195,24 +228,16 @@ def _manifest(
     )
 
 
-def _add_audience(parts: Parts, run_dir: Path, console: Console) -> None:
+def _add_audience(parts: Parts[SyncStrategy], run_dir: Path, console: Console) -> None:
     """Give rank 0's parts those who are told how training goes."""
-    run, start = parts.run, parts.state.step
-    parts.writers = build_writers(
-        run.metrics,
-        run_dir,
-        dataclasses.asdict(run),
-        after_step=start,
-        evaluated_step=parts.state.evaluated_step,
+    audience = build_audience(
+        parts.run, parts.plan, run_dir, console, parts.state, parts.info.device
     )
-    dtype = Precision(run.train.precision).compute_dtype
-    parts.peak_flops = peak_flops(parts.info.device, dtype, run.metrics.peak_tflops)
-    parts.progress = TrainProgress(
-        console, steps=parts.plan.total_steps, start=start, shown=run.metrics.progress
-    )
+    parts.writers, parts.progress = audience.writers, audience.progress
+    parts.peak_flops = audience.peak_flops
 
 
-def _add_tracer(parts: Parts, run_dir: Path, console: Console) -> None:
+def _add_tracer(parts: Parts[SyncStrategy], run_dir: Path, console: Console) -> None:
     # Imported here: the profiler costs a start-up that others need not pay.
     from llmtrain.train.trace import Tracer
 
@@ -245,7 +270,7 @@ def resolve_vocab_size(run: RunConfig, dataset: TokenDataset) -> int:
     return wanted
 
 
-def restore(parts: Parts, console: Console) -> None:
+def restore(parts: Parts[S], console: Console) -> None:
     """Load the newest valid checkpoint into `parts`, if there is one. Collective over the world.
 
     Raises:
@@ -287,8 +312,8 @@ def _loader(
         seed=run.train.seed,
         global_batch_size=plan.global_batch_size,
         micro_batch_size=plan.micro_batch_size,
-        dp_rank=mesh.dp_rank,
-        dp_size=mesh.dp_size,
+        dp_rank=(info.replica or 0) * mesh.dp_size + mesh.dp_rank,
+        dp_size=plan.dp,
         device=info.device,
     )
 

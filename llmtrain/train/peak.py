@@ -1,5 +1,6 @@
-"""The peak of one device in floating-point operations a second, for model FLOPs utilisation."""
+"""Peaks: what a device computes at most, for model FLOPs utilisation, and memory held at most."""
 
+import resource
 import time
 
 import torch
@@ -53,3 +54,10 @@ def measure_matmul_flops(dtype: torch.dtype, size: int = 1024, at_least_s: float
         torch.mm(a, b)
         best = min(best, time.perf_counter() - t0)
     return 2.0 * size**3 / best
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory this process has held: on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -24,7 +24,7 @@ from llmtrain.checkpoint.tensors import (
     restore_optimizers,
     sync_tensors,
 )
-from llmtrain.sync.interface import SyncStrategy
+from llmtrain.sync.interface import SavedSync
 
 
 def load_training(
@@ -32,7 +32,7 @@ def load_training(
     manifest: Manifest,
     module: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
-    sync: SyncStrategy,
+    sync: SavedSync,
 ) -> None:
     """Load the checkpoint `folder`. Collective over the world.
 
@@ -45,11 +45,12 @@ def load_training(
         load_tensors(folder, sync_tensors(state))
     replicas = manifest.sync.get("replicas")
     if replicas == _replicas(sync):
-        own = optimizer_tensors(module, optimizers, sync.replica)
+        owner = _owner(manifest.sync, sync.replica)
+        own = optimizer_tensors(module, optimizers, owner)
         load_tensors(folder, own)
-        restore_optimizers(module, optimizers, own, sync.replica)
+        restore_optimizers(module, optimizers, own, owner)
     else:
-        _load_mean(folder, module, optimizers, replicas)
+        _load_mean(folder, module, optimizers, _owners(manifest.sync))
     sync.load_state_dict(state, manifest.step)
     if manifest.sync.get("apart") and mode_change(manifest.sync, sync.describe()):
         _load_mean_weights(folder, module, manifest.sync["replicas"])
@@ -67,7 +68,20 @@ def mode_change(saved: dict[str, Any], own: dict[str, Any]) -> str | None:
     return f"{text}: it goes on from the mean of their weights and optimizer states."
 
 
-def _replicas(sync: SyncStrategy) -> int | None:
+def _owners(saved: dict[str, Any]) -> list[int | None]:
+    """Return the replicas whose optimizer states a checkpoint has; [None]: one that all had."""
+    if saved.get("replicas") is None:
+        return [None]
+    return list(saved.get("saved_replicas", range(saved["replicas"])))
+
+
+def _owner(saved: dict[str, Any], replica: int | None) -> int | None:
+    """Return whose state `replica` takes: its own, or the first's where it was not there."""
+    owners = _owners(saved)
+    return replica if replica in owners else owners[0]
+
+
+def _replicas(sync: SavedSync) -> int | None:
     replicas: int | None = sync.describe().get("replicas")
     return replicas
 
@@ -95,10 +109,9 @@ def _load_mean(
     folder: Path,
     module: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
-    replicas: int | None,
+    owners: Sequence[int | None],
 ) -> None:
-    """Give the optimizers the mean of the states of `replicas`; None: the one that all had."""
-    owners = [None] if replicas is None else list(range(replicas))
+    """Give the optimizers the mean of the states of the replicas `owners`; None: what all had."""
     sums: dict[str, torch.Tensor] = {}
     for owner in owners:
         tensors = optimizer_tensors(module, optimizers, owner)
@@ -106,5 +119,5 @@ def _load_mean(
         for name, value in tensors.items():
             key = name[name.index("optimizer.") :]
             sums[key] = sums[key] + value if key in sums else value.clone()
-    mean = {key: value / len(owners) for key, value in sums.items()} if replicas else sums
+    mean = {key: value / len(owners) for key, value in sums.items()} if len(owners) > 1 else sums
     restore_optimizers(module, optimizers, mean, None)

@@ -1,13 +1,11 @@
 """The loop. It knows *when* things happen; the step, the sync mode and the others know how."""
 
 import logging
-import math
-import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.distributed import Store
@@ -23,21 +21,25 @@ from llmtrain.distributed.mesh import Mesh
 from llmtrain.optim.clip import clip_grads
 from llmtrain.optim.scheduler import Schedule, apply_lr
 from llmtrain.parallel.apply import ParallelModel
-from llmtrain.sync.interface import SyncStrategy
+from llmtrain.sync.interface import SavedSync, SyncStrategy
 from llmtrain.train.evaluate import Evaluation, evaluate
 from llmtrain.train.ledger import Ledger, Settled
 from llmtrain.train.metrics import MetricsWriter
+from llmtrain.train.peak import peak_memory_bytes
 from llmtrain.train.progress import TrainProgress
 from llmtrain.train.state import TrainState
-from llmtrain.train.step import StepResult, TrainStep
+from llmtrain.train.step import StepResult, TrainStep, require_finite
 from llmtrain.train.stop import StopRequest
 from llmtrain.train.vote import StopVote
 
 log = logging.getLogger(__name__)
 
 
+S = TypeVar("S", bound=SavedSync)
+
+
 @dataclass(kw_only=True)
-class Parts:
+class Parts(Generic[S]):
     """What `train.build` puts together and the loop uses."""
 
     run: RunConfig
@@ -46,7 +48,7 @@ class Parts:
     mesh: Mesh
     model: ParallelModel
     step: TrainStep
-    sync: SyncStrategy
+    sync: S
     optimizers: Sequence[torch.optim.Optimizer]
     schedule: Schedule
     loader: Loader
@@ -87,7 +89,7 @@ class Interval:
 class Trainer:
     """Trains from `parts.state.step` to `plan.steps`, or until asked to stop."""
 
-    def __init__(self, parts: Parts, stop: StopRequest, store: Store) -> None:
+    def __init__(self, parts: Parts[SyncStrategy], stop: StopRequest, store: Store) -> None:
         """Set up the loop.
 
         Args:
@@ -167,7 +169,7 @@ class Trainer:
             self._parameters, p.run.train.max_grad_norm, extra_axes=self._norm_axes,
             copies=p.model.copies,
         )  # fmt: skip
-        self._require_finite(norm)
+        require_finite(norm, state.step)
         for optimizer in p.optimizers:
             optimizer.step()
         t5 = time.perf_counter()
@@ -213,17 +215,6 @@ class Trainer:
     def _is_logged(self, step: int) -> bool:
         return step == self._p.plan.total_steps or step % self._p.run.train.log_every_steps == 0
 
-    def _require_finite(self, norm: torch.Tensor) -> None:
-        """Stop before a gradient that is not finite reaches the weights, equally on all ranks."""
-        if math.isfinite(float(norm)):
-            return
-        step = self._state.step
-        raise FloatingPointError(
-            f"the gradient norm of step {step + 1} is {float(norm)}: nothing of it has reached the "
-            "weights or a checkpoint. Lower optimizer.lr, raise scheduler.warmup_steps or lower "
-            "train.max_grad_norm; the same run_dir goes on from its newest checkpoint."
-        )
-
     def _log(self, result: StepResult, norm: torch.Tensor, interval: Interval) -> Interval:
         """Have a line of metrics written when replicas meet; return the next interval."""
         p, step = self._p, self._state.step
@@ -236,7 +227,7 @@ class Trainer:
             "data_time_s": interval.data_s / interval.steps,
             "sync_time_s": interval.sync_s / interval.steps,
             "comm_bytes": interval.comm_bytes / interval.steps,
-            "memory_bytes": _peak_memory_bytes(p.info.device),
+            "memory_bytes": peak_memory_bytes(p.info.device),
             "time": time.time(),
         }
         self._ledger.log(line, result, norm, together=p.sync.together(step - 1))
@@ -332,10 +323,3 @@ class Trainer:
     def _write(self, line: dict[str, float]) -> None:
         for writer in self._p.writers:
             writer.write(line)
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory this process has held: on the GPU, or resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -6,6 +6,7 @@ error fails the test with that rank's traceback.
 """
 
 import faulthandler
+import gc
 import itertools
 import multiprocessing
 import os
@@ -107,6 +108,8 @@ def _serve(rank: int, world_size: int, port: int, pipe: Connection) -> None:
             )
             pipe.send((True, function(*args)))
             dist.destroy_process_group()
+            # Groups of a mesh lie in cycles, and each keeps threads that poll its dead connections.
+            gc.collect()
         except BaseException:
             pipe.send((False, f"rank {rank}:\n{traceback.format_exc()}"))
         faulthandler.cancel_dump_traceback_later()

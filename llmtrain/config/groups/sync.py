@@ -5,6 +5,7 @@ A replica is everything inside one coordinate of dp_replicate, sharded and cut a
 
 from dataclasses import dataclass, field
 
+from llmtrain.config.groups.simulate import SimulateConfig
 from llmtrain.errors import require, require_choice
 
 WIRE_DTYPES = ("fp32", "bf16", "fp16", "int8", "int4")
@@ -20,7 +21,10 @@ class SyncConfig:
     """What every mode has."""
 
     name: str
-    """allreduce | local_sgd | hierarchical | diloco."""
+    """allreduce | local_sgd | hierarchical | diloco | quorum_diloco | ssp | async_ps |
+    async_local_sgd | easgd."""
+    simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    """Virtual replicas in one process, in place of processes."""
 
     @property
     def warmup_steps(self) -> int:

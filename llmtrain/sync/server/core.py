@@ -77,6 +77,10 @@ class ServerCore:
         """Tokens that went into the weights."""
         self.ticket = 0
         """Pushes taken in, whether they counted or not."""
+        self.rest_at_tokens: int | None = None
+        """Tokens from which on nobody is let go on until everyone is at rest, as after a Save."""
+        self.stopping = False
+        """Whether training ends here, whatever is left of its tokens."""
         self._rule, self._lr, self._compensation = rule, lr, compensation
         self._members = Members()
         self._round = Round()
@@ -86,8 +90,13 @@ class ServerCore:
 
     @property
     def stopped(self) -> bool:
-        """Whether training has read its tokens."""
-        return self.settings.stop_tokens is not None and self.tokens >= self.settings.stop_tokens
+        """Whether training has read its tokens, or is to end before."""
+        limit = self.settings.stop_tokens
+        return self.stopping or (limit is not None and self.tokens >= limit)
+
+    def living(self) -> set[int]:
+        """Return the workers that live."""
+        return {member.worker for member in self._members.live()}
 
     def handle(self, message: Message, now: float) -> Replies:
         """Take in one message.
@@ -130,7 +139,10 @@ class ServerCore:
         return state | {"round": self._round.state_dict(), **self._members.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave; the next `tick` answers who was waiting."""
+        """Take back what `state_dict` gave; the next `tick` answers who was waiting.
+
+        Where to rest is not part of it: whoever restores a server says so anew.
+        """
         self.version, self.tokens = state["version"], state["tokens"]
         self.ticket = state["ticket"]
         self._rule.load_state_dict(state["rule"])
@@ -139,6 +151,11 @@ class ServerCore:
         self._round.load_state_dict(state["round"])
         self._members.load_state_dict(state)
         self._snapshot, self._draining, self._unsaved = None, False, None
+
+    def wait_for_all(self) -> None:
+        """After `load_state_dict` where every worker starts anew: each has to ask again."""
+        for member in self._members:
+            member.waiting_since_s = None
 
     def _from_member(self, message: Push | Heartbeat | Bye | Saved, now: float) -> Replies:
         """Take in what only a member may say; others are told to join."""
@@ -169,6 +186,7 @@ class ServerCore:
             return [(push.worker, Rejected(reason=wrong))]
         self.ticket += 1
         member.seq, member.ticket = push.seq, self.ticket
+        member.counts.steps += push.local_steps
         member.measure(push.local_steps, now)
         member.wait(now)
         behind = self.version - push.base_version
@@ -215,6 +233,8 @@ class ServerCore:
                 self._rule.apply(self._round.mean(), self._lr(self.tokens))
                 self._advance(self._round.tokens)
                 self._round.clear()
+        if self.rest_at_tokens is not None and self.tokens >= self.rest_at_tokens:
+            self._draining = True
         asked = self._drain(living) if self._draining else []
         return asked + [
             self._answer(member, now)
@@ -236,9 +256,11 @@ class ServerCore:
 
     def _may_go_on(self, member: Member) -> bool:
         """Return whether the member may start its next clock."""
+        if self._draining:
+            return False
         if self.stopped:
             return True
-        if self._draining or len(self._members.live()) < self.settings.min_workers:
+        if len(self._members.live()) < self.settings.min_workers:
             return False
         if (member.worker, member.incarnation) in self._round:
             return False
@@ -268,6 +290,7 @@ class ServerCore:
             clock=member.clock,
             slowest_clock=self._members.slowest_clock(),
             tokens=self.tokens,
+            steps=member.counts.steps,
             local_steps=self._local_steps(member),
             weights=member.answer or self._snapshot[1],
         )

@@ -25,6 +25,8 @@ class Counts:
     """Of the pushes that counted."""
     wasted_tokens: int = 0
     """Of the others."""
+    steps: int = 0
+    """Local steps of all pushes: where its data goes on, whoever computes next."""
     duplicates: int = 0
     wait_s: float = 0.0
     staleness: dict[int, int] = field(default_factory=dict)

@@ -95,6 +95,8 @@ class Weights:
     """The least clock of the living."""
     tokens: int
     """Tokens of all workers that went into the weights: what learning rates are a function of."""
+    steps: int
+    """Local steps that this worker has pushed, in all its incarnations: where its data goes on."""
     local_steps: int
     """Steps to compute before the next push."""
     weights: Tensors = field(repr=False)

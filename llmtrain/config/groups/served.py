@@ -1,0 +1,193 @@
+"""The choices of `sync` in which a server holds the weights and replicas come and go.
+
+A replica is told the weights, computes, pushes what came of it, and is told the weights again. No
+replica waits for another but where a mode says so, and none ends because another died.
+"""
+
+from dataclasses import dataclass
+
+from llmtrain.config.groups.sync import SyncConfig
+from llmtrain.errors import require, require_choice
+
+STALENESS_POLICIES = ("accept", "decay", "reject")
+COMPENSATIONS = ("none", "dc_asgd", "dc_asgd_adaptive")
+
+
+@dataclass(kw_only=True)
+class ServedConfig(SyncConfig):
+    """What every mode with a server has."""
+
+    min_replicas: int = 1
+    """Living replicas below which training waits for more."""
+    dead_after_s: float = 30.0
+    """Seconds without a sign of life after which a replica counts as dead; one whose connection
+    breaks is dead at once."""
+    max_restarts: int = 3
+    """How often a replica that died is started again, in one start of the run."""
+
+    def __post_init__(self) -> None:
+        _require_positive("sync.min_replicas", self.min_replicas)
+        require(
+            self.dead_after_s > 0, f"sync.dead_after_s={self.dead_after_s} must be positive."
+        )  # fmt: skip
+        require(
+            self.max_restarts >= 0,
+            f"sync.max_restarts={self.max_restarts} must not be negative.",
+        )
+
+    @property
+    def payload(self) -> str:
+        """What a replica pushes: gradient (one step's, for the server's optimizer) | delta (how far
+        its own optimizer went) | weights (where it is)."""
+        return "gradient"
+
+    @property
+    def local_steps(self) -> int:
+        """Steps of a replica between two pushes."""
+        return getattr(self, "sync_every_steps", 1)
+
+
+@dataclass(kw_only=True)
+class AsyncPSConfig(ServedConfig):
+    """Replicas push gradients; the server steps with each at once (arXiv:1609.08326, section 2)."""
+
+    name: str = "async_ps"
+    staleness_policy: str = "accept"
+    """Gradients computed at older weights: accept | decay (times 1 / (1 + versions behind)) |
+    reject (beyond max_versions)."""
+    max_versions: int | None = None
+    """Versions behind that staleness_policy=reject lets pass."""
+    compensation: str = "none"
+    """How a late gradient is brought up to date: none | dc_asgd | dc_asgd_adaptive
+    (arXiv:1609.08326, equations 10 and 14)."""
+    compensation_strength: float = 0.04
+    """Its lambda; lambda_0 where it is adaptive."""
+    compensation_decay: float = 0.95
+    """With dc_asgd_adaptive: m of the running mean of squared gradients, 0-1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("sync.staleness_policy", self.staleness_policy, STALENESS_POLICIES)
+        require_choice("sync.compensation", self.compensation, COMPENSATIONS)
+        require(
+            (self.staleness_policy == "reject") == (self.max_versions is not None),
+            f"sync.staleness_policy={self.staleness_policy} with sync.max_versions="
+            f"{self.max_versions}: reject needs a number of versions, and nothing else takes one.",
+        )
+        require(
+            0.0 <= self.compensation_decay < 1.0,
+            f"sync.compensation_decay={self.compensation_decay} must be in [0, 1).",
+        )
+
+
+@dataclass(kw_only=True)
+class SSPConfig(ServedConfig):
+    """Stale synchronous parallel: as async_ps, but no replica runs far ahead (Ho et al. 2013)."""
+
+    name: str = "ssp"
+    max_staleness: int = 3
+    """Clocks that a replica may start ahead of the slowest, s. 0: one step of all replicas'
+    gradients together, as allreduce."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.max_staleness >= 0,
+            f"sync.max_staleness={self.max_staleness} must not be negative; sync=async_ps has no "
+            "bound.",
+        )
+
+
+@dataclass(kw_only=True)
+class AsyncLocalSGDConfig(ServedConfig):
+    """Replicas train apart; each one's progress moves the server's weights when it arrives.
+
+    Delayed Nesterov and dynamic local updates (arXiv:2401.09135, algorithms 3 and section 5).
+    """
+
+    name: str = "async_local_sgd"
+    sync_every_steps: int = 50
+    """Steps of a replica between two pushes, H."""
+    outer_lr: float = 1.0
+    """Learning rate of the outer steps; each takes its share of it, one replica's."""
+    outer_momentum: float = 0.0
+    """Momentum of the outer steps, applied once in as many pushes as there are replicas."""
+    adapt_local_steps: bool = True
+    """Give slow replicas fewer steps, so that all push equally often (DyLU)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive("sync.sync_every_steps", self.sync_every_steps)
+        _require_outer(self.outer_lr, self.outer_momentum)
+
+    @property
+    def payload(self) -> str:
+        """How far the replica's own optimizer went."""
+        return "delta"
+
+
+@dataclass(kw_only=True)
+class EASGDConfig(ServedConfig):
+    """Replicas loosely tied to a centre that the server holds (arXiv:1412.6651, algorithm 1)."""
+
+    name: str = "easgd"
+    sync_every_steps: int = 10
+    """Steps of a replica between two pulls towards the centre, tau."""
+    beta: float = 0.9
+    """How much the centre moves when every replica has pulled it, 0-1: alpha = beta / replicas."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive("sync.sync_every_steps", self.sync_every_steps)
+        require(0 < self.beta <= 1, f"sync.beta={self.beta} must be in (0, 1].")
+
+    @property
+    def payload(self) -> str:
+        """Where the replica is."""
+        return "weights"
+
+
+@dataclass(kw_only=True)
+class QuorumDiLoCoConfig(ServedConfig):
+    """DiLoCo whose rounds end when enough replicas are in, not only when all are."""
+
+    name: str = "quorum_diloco"
+    sync_every_steps: int = 100
+    """Steps of a replica in a round, H."""
+    outer_lr: float = 0.7
+    """Learning rate of the outer SGD."""
+    outer_momentum: float = 0.9
+    """Momentum of the outer SGD."""
+    outer_nesterov: bool = True
+    """Whether that momentum is Nesterov's; of no effect where outer_momentum is 0."""
+    quorum: int | None = None
+    """Replicas that end a round, K; null: all the living. The others' progress counts in the round
+    in which it arrives."""
+    grace_s: float = 0.0
+    """Seconds that a round waits for the others once its quorum is in."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive("sync.sync_every_steps", self.sync_every_steps)
+        _require_positive("sync.quorum", self.quorum)
+        _require_outer(self.outer_lr, self.outer_momentum)
+        require(self.grace_s >= 0, f"sync.grace_s={self.grace_s} must not be negative.")
+        require(
+            self.quorum is not None or self.grace_s == 0,
+            f"sync.grace_s={self.grace_s} is how long a round waits after its quorum: set "
+            "sync.quorum too.",
+        )
+
+    @property
+    def payload(self) -> str:
+        """How far the replica's own optimizer went."""
+        return "delta"
+
+
+def _require_positive(key: str, value: int | None) -> None:
+    require(value is None or value > 0, f"{key}={value} must be positive.")
+
+
+def _require_outer(lr: float, momentum: float) -> None:
+    require(lr > 0, f"sync.outer_lr={lr} must be positive.")
+    require(0 <= momentum < 1, f"sync.outer_momentum={momentum} must be in [0, 1).")

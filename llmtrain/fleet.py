@@ -1,0 +1,255 @@
+"""The processes of a run with a server: replicas that live and die on their own.
+
+    agent (this file): holds the rendezvous store, watches
+      |-- server                      when it dies, all end
+      |-- replica 0: its processes    when one dies, the replica is ended and started again;
+      |-- replica 1: ...              the others go on
+
+torchrun's agent ends all workers when one dies, so it is not used here. The store lives in this
+process: neither a replica's death nor the server's takes it away.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from llmtrain.config.paths import LOGS
+from llmtrain.distributed.env import REPLICA_ENV, RESTART_ENV, STORE_ENV
+from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_USER
+from llmtrain.launch.failure import (
+    before_training,
+    complete_result,
+    describe,
+    drop_empty_outputs,
+    failure_path,
+    first_failure,
+    log_tail,
+    output_path,
+    read_failures,
+    report_failure,
+    stop_status,
+)
+from llmtrain.launch.process import PROCESS_ENV, is_ready
+from llmtrain.panel import show_error, show_note
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.05
+"""Seconds between two looks at the processes."""
+PATIENCE_S = 600.0
+"""Seconds that replicas and server may take for a last checkpoint after a signal."""
+END_S = 20.0
+"""Seconds that replicas may take to end after the server has."""
+HOST = "127.0.0.1"
+
+
+@dataclass
+class Team:
+    """The processes of one replica."""
+
+    replica: int
+    restarts: int = 0
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    given_up: bool = False
+
+    @property
+    def codes(self) -> list[int | None]:
+        """How its processes have ended; None: not yet."""
+        return [process.poll() for process in self.processes]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended and will not be started again."""
+        return self.given_up or all(code == EXIT_OK for code in self.codes)
+
+
+class Fleet:
+    """All processes of one run."""
+
+    def __init__(self, run_dir: Path, replicas: int, processes: int, max_restarts: int) -> None:
+        """Start them all.
+
+        Args:
+            run_dir: A frozen run directory.
+            replicas: Replicas.
+            processes: Processes of all replicas.
+            max_restarts: How often each replica is started again.
+        """
+        self._run_dir, self._size, self._max = run_dir, processes // replicas, max_restarts
+        self._store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+        self._got: signal.Signals | None = None
+        self._since = time.time()
+        self.server = self._start(["--server"], processes, "server")
+        self.teams = [Team(replica) for replica in range(replicas)]
+        for team in self.teams:
+            self._start_team(team)
+
+    def on_signal(self, signum: int, frame: types.FrameType | None) -> None:
+        """Remember the first signal; later ones change nothing."""
+        sent = signal.SIGTERM if signum == signal.SIGHUP else signal.Signals(signum)
+        self._got = self._got or sent
+
+    def watch(self) -> int:
+        """See the run to its end; return the exit code."""
+        told_s: float | None = None
+        while self.server.poll() is None:
+            time.sleep(LOOK_S)
+            if self._got is not None and told_s is None:
+                told_s = time.monotonic()
+                self._tell_server(self._got)
+            if told_s is not None and time.monotonic() - told_s > PATIENCE_S:
+                self.server.kill()
+            for team in self.teams:
+                code = self._look_at(team)
+                if code is not None:
+                    return code
+        return self._after_server(self.server.returncode)
+
+    def close(self) -> None:
+        """End whoever is left."""
+        self._end([self.server, *(p for team in self.teams for p in team.processes)])
+
+    # -- starting --------------------------------------------------------------------------------
+
+    def _start_team(self, team: Team) -> None:
+        for rank in range(self._size):
+            failure_path(self._run_dir, self._number(team, rank)).unlink(missing_ok=True)
+        team.processes = [
+            self._start(
+                [], self._number(team, rank), str(self._number(team, rank)),
+                {
+                    "RANK": str(rank), "WORLD_SIZE": str(self._size),
+                    "LOCAL_RANK": str(self._number(team, rank)),
+                    REPLICA_ENV: str(team.replica), RESTART_ENV: str(team.restarts),
+                },
+            )
+            for rank in range(self._size)
+        ]  # fmt: skip
+
+    def _number(self, team: Team, rank: int) -> int:
+        return team.replica * self._size + rank
+
+    def _start(
+        self, words: Sequence[str], number: int, label: str, env: dict[str, str] | None = None
+    ) -> "subprocess.Popen[bytes]":
+        """Start one process; replica 0's first and the server have the terminal."""
+        command = [sys.executable, "-P", "-m", "llmtrain.worker", str(self._run_dir), *words]
+        whole = {**os.environ, STORE_ENV: f"{HOST}:{self._store.port}", **(env or {})}
+        whole[PROCESS_ENV] = str(number)
+        with contextlib.ExitStack() as files:
+            streams: list[Any] = [None, None]
+            if label not in ("server", "0"):
+                streams = [
+                    files.enter_context(output_path(self._run_dir, number, kind).open("ab"))
+                    for kind in ("out", "err")
+                ]
+            return subprocess.Popen(command, env=whole, stdout=streams[0], stderr=streams[1])
+
+    # -- watching --------------------------------------------------------------------------------
+
+    def _look_at(self, team: Team) -> int | None:
+        """Start a replica again if it has died; return the exit code where that ends the run."""
+        codes = team.codes
+        ended = {i: code for i, code in enumerate(codes) if code not in (None, EXIT_OK)}
+        if not ended or team.given_up:
+            return None
+        now = time.time()
+        self._end(team.processes)
+        failures = read_failures(
+            self._run_dir, {self._number(team, i): (code or 0, now) for i, code in ended.items()}
+        )
+        first = first_failure(failures)
+        if first.user_error:
+            return report_failure(self._run_dir, failures, since=self._since)
+        how = f"replica {team.replica} ended ({describe(first)})"
+        if team.restarts < self._max:
+            team.restarts += 1
+            self._say(f"{how}: started again, {team.restarts} of {self._max} times")
+            self._start_team(team)
+            return None
+        team.given_up = True
+        if any(not other.given_up for other in self.teams):
+            self._say(f"{how}: the others go on without it (sync.max_restarts={self._max})")
+            return None
+        return report_failure(self._run_dir, failures, since=self._since)
+
+    def _after_server(self, code: int) -> int:
+        """Return the run's exit code, its server having ended with `code`."""
+        until = time.monotonic() + END_S
+        while time.monotonic() < until and any(None in team.codes for team in self.teams):
+            time.sleep(LOOK_S)
+        if code == EXIT_OK:
+            return EXIT_OK
+        if self._got is not None and code in (128 + self._got, -self._got):
+            stopped = 128 + int(self._got)
+            if complete_result(self._run_dir, stop_status(stopped), None, since=self._since):
+                show_note(before_training(stop_status(stopped)))
+            return stopped
+        if code == EXIT_USER:
+            return EXIT_USER
+        number = self._size * len(self.teams)
+        failure = read_failures(self._run_dir, {number: (code, time.time())})[0]
+        complete_result(
+            self._run_dir, "failed", f"the server: {describe(failure)}", since=self._since
+        )
+        tail = log_tail(self._run_dir, number)
+        body = [
+            f"{describe(failure)}. All replicas ended with it.",
+            "The same run_dir goes on from its newest checkpoint.",
+        ]
+        show_error("the server failed", "\n".join([*body, "", *tail]), footer=str(self._run_dir))
+        return EXIT_BUG
+
+    def _tell_server(self, signum: signal.Signals) -> None:
+        """Pass a signal on: the server has all replicas save and end."""
+        ready = is_ready(self.server.pid)
+        self.server.send_signal(signum if ready else signal.SIGTERM)
+
+    def _end(self, processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+        """Kill whoever of `processes` lives: what they know is saved or lost by now."""
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+        for process in processes:
+            process.wait()
+
+    def _say(self, text: str) -> None:
+        log.warning(text)
+        show_note(text)
+
+
+def run_fleet(
+    run_dir: Path,
+    replicas: int,
+    processes: int,
+    max_restarts: int,
+    handle: Callable[[Callable[..., Any]], None],
+) -> int:
+    """Run a server and its replicas from `run_dir` to their end; return the exit code.
+
+    Args:
+        run_dir: A frozen run directory.
+        replicas: Replicas.
+        processes: Processes of all replicas.
+        max_restarts: How often each replica is started again.
+        handle: Installs a signal handler.
+    """
+    logging.root.handlers = [logging.FileHandler(run_dir / LOGS / "agent.log", delay=True)]
+    fleet = Fleet(run_dir, replicas, processes, max_restarts)
+    handle(fleet.on_signal)
+    try:
+        return fleet.watch()
+    finally:
+        fleet.close()
+        drop_empty_outputs(run_dir)

@@ -1,0 +1,92 @@
+"""A state, taken apart into plain values and tensors by name, and put together again.
+
+    {"rule": {"sum": {"0/embed": T}}}   <->   {"rule": {"sum": {"0/embed": {"tensor": P}}}}
+                                              and {P: T} with P = "rule|sum|0/embed"
+
+So that the plain part travels and is saved as JSON, and the tensors as tensors. A parameter's name
+is that of its model, behind the place of the process in its replica that holds this shard of it.
+"""
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from llmtrain.sync.server.tensors import Tensors
+
+SEPARATOR = "|"
+"""Between the parts of a path; no parameter's name has it."""
+MARK = "tensor"
+"""The key of what stands in a tensor's place."""
+
+_PLACE = re.compile(r"(?:^|\|)(\d+)/")
+
+
+def pack(state: Any) -> tuple[Any, Tensors]:
+    """Return the plain part of `state`, and its tensors by path."""
+    tensors: Tensors = {}
+    return _packed(state, (), tensors), tensors
+
+
+def unpack(plain: Any, tensors: Tensors) -> Any:
+    """Return what `pack` took apart.
+
+    Raises:
+        KeyError: when a tensor is missing.
+    """
+    if isinstance(plain, list):
+        return [unpack(item, tensors) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    if plain.keys() == {MARK}:
+        return tensors[plain[MARK]]
+    return {key: unpack(value, tensors) for key, value in plain.items()}
+
+
+def paths_of(plain: Any) -> list[str]:
+    """Return the paths of all tensors that `plain` wants."""
+    if isinstance(plain, dict) and plain.keys() == {MARK}:
+        return [plain[MARK]]
+    items = plain if isinstance(plain, list) else plain.values() if isinstance(plain, dict) else ()
+    return [path for item in items for path in paths_of(item)]
+
+
+def _packed(value: Any, path: tuple[str, ...], tensors: Tensors) -> Any:
+    if isinstance(value, Tensor):
+        name = SEPARATOR.join(path)
+        tensors[name] = value
+        return {MARK: name}
+    if isinstance(value, dict):
+        return {key: _packed(item, (*path, str(key)), tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_packed(item, (*path, str(i)), tensors) for i, item in enumerate(value)]
+    return value
+
+
+def with_place(tensors: Tensors, place: int) -> Tensors:
+    """Return a process's tensors by parameter as the server names them."""
+    return {f"{place}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def place_of(path: str) -> int:
+    """Return the place of the process that a name or path speaks of.
+
+    Raises:
+        ValueError: when there is none in it.
+    """
+    match = _PLACE.search(path)
+    if match is None:
+        raise ValueError(f"{path} has no place in it")
+    return int(match.group(1))
+
+
+def without_place(path: str) -> str:
+    """Return a name or path as the process that it speaks of knows it."""
+    place = place_of(path)
+    return SEPARATOR.join(part.removeprefix(f"{place}/") for part in path.split(SEPARATOR))
+
+
+def parameter_of(path: str) -> str:
+    """Return the parameter that a path speaks of, as its model names it."""
+    parts = path.split(SEPARATOR)
+    return next(p.partition("/")[2] for p in parts if re.match(r"\d+/", p))

@@ -1,0 +1,1 @@
+"""How replicas and the server talk: frames, sessions over gloo, and who is asked what."""

@@ -1,0 +1,145 @@
+"""The task of the server of a run: `python -m llmtrain.worker RUN_DIR --server`.
+
+One thread watches the door, one talks to each process of each replica, and the main one looks at
+the clock and at signals. It holds weights, never a model.
+"""
+
+import logging
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from llmtrain.config import paths
+from llmtrain.config.groups.served import ServedConfig
+from llmtrain.config.plan import Plan
+from llmtrain.config.schema import RunConfig
+from llmtrain.config.store import load_run_config
+from llmtrain.console import make_console
+from llmtrain.errors import EXIT_OK
+from llmtrain.models.build import build_model
+from llmtrain.optim.optimizer import build_elementwise
+from llmtrain.optim.scheduler import make_schedule
+from llmtrain.sync.server.recipe import build_core
+from llmtrain.sync.server.tensors import Tensors
+from llmtrain.sync.transport.hub import Hub
+from llmtrain.sync.transport.line import beat_key
+from llmtrain.sync.transport.session import LostLineError, Session, knocks
+from llmtrain.tasks.ending import Ending, tell_end
+from llmtrain.tasks.train import load_plan
+from llmtrain.train.audience import build_journal
+from llmtrain.train.conductor import Conductor, Stage
+from llmtrain.train.state import TrainState
+from llmtrain.train.stop import StopRequest
+from llmtrain.train.token_clock import TokenClock
+from llmtrain.train.trainer import TrainResult
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.1
+"""Seconds between two looks at signals."""
+TICK_S = 0.5
+"""Seconds between two ticks: how late a death or the end of a grace is noticed."""
+GOODBYE_S = 10.0
+"""Seconds in which replicas take their last answer."""
+
+
+def run_server(run_dir: Path, store: dist.Store, stop: StopRequest) -> int:
+    """Serve the run of `run_dir` to its end; return the exit code."""
+    assert isinstance(store, dist.TCPStore)
+    t0 = time.monotonic()
+    console = make_console(stderr=True, on_closed=lambda: signal.raise_signal(signal.SIGTERM))
+    run, plan = load_run_config(run_dir / paths.CONFIG), load_plan(run_dir)
+    conductor = Conductor(
+        run, plan.dp_replicate, partial(_open, run, run_dir, console), run_dir
+    )  # fmt: skip
+    hub = Hub(conductor, plan.replica_size)
+    own = dist.TCPStore(store.host, store.port, is_master=False)
+    threading.Thread(target=_watch_door, args=(hub, own), daemon=True).start()
+    _serve(hub, conductor, store, plan.dp_replicate, stop)
+    assert conductor.journal is not None and conductor.plan is not None
+    conductor.journal.close()
+    ending = Ending(
+        run,
+        conductor.plan,
+        conductor.state,
+        torch.device("cpu"),
+        start_tokens=conductor.start_tokens,
+    )
+    result = TrainResult(conductor.status, conductor.journal.train_loss, conductor.val_loss)
+    tell_end(ending, result, run_dir, console, time.monotonic() - t0)
+    return EXIT_OK if conductor.status == "completed" else stop.exit_code
+
+
+def _serve(
+    hub: Hub, conductor: Conductor, store: dist.TCPStore, replicas: int, stop: StopRequest
+) -> None:
+    """Look at the clock until training is over."""
+    beats: dict[int, int] = {}
+    ticked = 0.0
+    while not conductor.finished:
+        time.sleep(LOOK_S)
+        if hub.error is not None:
+            raise hub.error
+        if not conductor.begun:
+            continue
+        stop.defer()
+        if stop.asked:
+            hub.stop(stop.status)
+        if time.monotonic() - ticked >= TICK_S:
+            ticked = time.monotonic()
+            now = {worker: store.add(beat_key(worker), 0) for worker in range(replicas)}
+            hub.tick([worker for worker, count in now.items() if count != beats.get(worker)])
+            beats = now
+    until = time.monotonic() + GOODBYE_S
+    while hub.lines and time.monotonic() < until:
+        time.sleep(LOOK_S)
+
+
+def _watch_door(hub: Hub, store: dist.TCPStore) -> None:
+    """Let everyone in who knocks, each with a thread of its own."""
+
+    def let_in(worker: int, place: int, restart: int, name: str) -> None:
+        try:
+            session = Session(store, name, answers=True)
+        except LostLineError as error:
+            log.info("replica %d, place %d did not come in: %s", worker, place, error)
+            return
+        hub.serve(worker, place, restart, session)
+
+    try:
+        for knock in knocks(store):
+            if knock is not None:
+                caller, name = knock
+                args = (caller.worker, caller.place, caller.restart, name)
+                threading.Thread(target=let_in, args=args, daemon=True).start()
+    except dist.DistError:
+        log.info("the store is gone")
+
+
+def _open(
+    run: RunConfig, run_dir: Path, console: Console, weights: Tensors, plan: Plan, state: TrainState
+) -> Stage:
+    """Build the server where training stands at `state`."""
+    assert isinstance(run.sync, ServedConfig) and plan.vocab_size is not None
+    clock = TokenClock(
+        tokens_per_step=plan.tokens_per_step, total_steps=plan.total_steps,
+        eval_every_steps=run.train.eval_every_steps, save_every_steps=run.checkpoint.every_steps,
+    )  # fmt: skip
+    schedule = make_schedule(run.scheduler, plan.total_steps)
+
+    def lr(tokens: int) -> float:
+        step = min(tokens // plan.tokens_per_step, plan.total_steps - 1)
+        return run.optimizer.lr * schedule(step)
+
+    no_decay = build_model(run.model, plan.vocab_size).NO_DECAY
+    core = build_core(
+        run.sync, weights, replicas=plan.dp_replicate, total_tokens=clock.total_tokens, lr=lr,
+        optimizer=lambda named: build_elementwise(run.optimizer, named, no_decay=no_decay),
+    )  # fmt: skip
+    return Stage(core, lr, clock, build_journal(run, plan, run_dir, console, state))

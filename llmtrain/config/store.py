@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llmtrain.config.groups import (
     checkpoint,
     data,
+    gossip,
     launcher,
     metrics,
     model,
@@ -58,6 +59,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "local_sgd": sync.LocalSGDConfig,
         "hierarchical": sync.HierarchicalConfig,
         "diloco": sync.DiLoCoConfig,
+        "gossip": gossip.GossipConfig,
     },
     "optimizer": {
         "sgd": optimizer.SGDConfig,

@@ -20,7 +20,7 @@ class SyncConfig:
     """What every mode has."""
 
     name: str
-    """allreduce | local_sgd | hierarchical | diloco."""
+    """allreduce | local_sgd | hierarchical | diloco | gossip."""
 
     @property
     def warmup_steps(self) -> int:

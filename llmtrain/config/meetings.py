@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from llmtrain.config.groups.gossip import GossipConfig
 from llmtrain.config.groups.served import ServedConfig
 from llmtrain.config.groups.sync import AllReduceConfig, DiLoCoConfig, HierarchicalConfig
 from llmtrain.config.schema import RunConfig
@@ -120,6 +121,12 @@ def advice(run: RunConfig, steps: int, replicas: int) -> str | None:
         return (
             f"sync={sync.name} with one replica: there is nobody to exchange weights with; "
             "raise strategy.dp_replicate, or use sync=allreduce."
+        )
+    if isinstance(sync, GossipConfig) and sync.graph == "complete" and replicas > 2:
+        return (
+            f"sync.graph=complete sends the weights {replicas - 1} times in a round; "
+            f"sync=local_sgd sync.sync_every_steps={sync.sync_every_steps} computes the same and "
+            "sends them less than twice."
         )
     if not isinstance(sync, DiLoCoConfig) or sync.warmup_sync_steps or not sync.outer_momentum:
         return None

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llmtrain.config.groups import (
     checkpoint,
     data,
+    gossip,
     launcher,
     metrics,
     model,
@@ -64,6 +65,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "async_ps": served.AsyncPSConfig,
         "async_local_sgd": served.AsyncLocalSGDConfig,
         "easgd": served.EASGDConfig,
+        "gossip": gossip.GossipConfig,
     },
     "optimizer": {
         "sgd": optimizer.SGDConfig,

@@ -5,6 +5,7 @@ from typing import Any
 from llmtrain.config.groups.sync import SyncConfig
 from llmtrain.sync.allreduce import AllReduce
 from llmtrain.sync.diloco import DiLoCo
+from llmtrain.sync.gossip import Gossip
 from llmtrain.sync.interface import Setting, SyncStrategy
 from llmtrain.sync.local_sgd import LocalSGD
 from llmtrain.sync.served import Served
@@ -14,6 +15,7 @@ MODES: dict[str, Any] = {
     "local_sgd": LocalSGD,
     "hierarchical": LocalSGD,
     "diloco": DiLoCo,
+    "gossip": Gossip,
 }
 
 

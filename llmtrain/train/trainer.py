@@ -125,19 +125,27 @@ class Trainer:
             while state.step < steps and not stopped and not self._out_of_patience():
                 with p.traced(state.step + 1):
                     result, norm = self.one_step(interval)
-                stopped = self._stops(result)
+                meets = self._all_meet(state.step)
+                # At a meeting of replicas that are apart, the vote waits until all is done that
+                # needs everyone: who has not been asked would miss a replica that waits for votes.
+                votes_late = meets and not p.sync.together(state.step - 1)
+                stopped = not votes_late and self._stops(result)
                 if stopped or self._is_logged(state.step):
                     interval = self._log(result, norm, interval)
-                if stopped or self._all_meet(state.step):
+                if stopped or meets:
                     self._settle()
                 saved_s = time.perf_counter()
-                if stopped:
-                    self._save()
-                    status = self._stop.status
-                elif self._evaluation_is_due():
+                if self._evaluation_is_due() and not stopped:
                     self._evaluate_and_keep_best()
-                if self._save_is_due(state.step) and not stopped:
+                saves = self._save_is_due(state.step)
+                if saves or stopped:
                     self._save()
+                if votes_late and self._stops(result):
+                    stopped = True
+                    if not saves:
+                        self._save()
+                if stopped:
+                    status = self._stop.status
                 # Evaluating and saving is not training: it does not count as step time.
                 interval.started += time.perf_counter() - saved_s
             if not stopped:

@@ -98,7 +98,7 @@ def test_outer_sgd_of_1_is_averaging(tmp_path: Path, rank_pool: Pools) -> None:
     assert _losses(first) == pytest.approx(_losses(second), rel=EXACT_RTOL)
 
 
-@pytest.mark.parametrize("mode", ["local_sgd", "diloco"])
+@pytest.mark.parametrize("mode", ["local_sgd", "diloco", "gossip"])
 def test_the_synchronous_start_is_allreduce_bitwise(
     mode: str, tmp_path: Path, rank_pool: Pools
 ) -> None:
@@ -182,6 +182,7 @@ INSIDE = {
     "sync.inner_state=average",
     "streaming": "sync=diloco sync.sync_every_steps=4 sync.warmup_sync_steps=2 sync.fragments=2 "
     "sync.overlap_steps=1 sync.mix_alpha=0.5",
+    "gossip": "sync=gossip sync.sync_every_steps=2 sync.warmup_sync_steps=1",
 }
 
 
@@ -255,6 +256,7 @@ def test_a_fragment_is_a_share_of_the_peak(tmp_path: Path, rank_pool: Pools) -> 
 COLLECTIVES = (
     "all_reduce", "broadcast", "all_gather_into_tensor", "all_gather_object", "all_to_all_single",
     "broadcast_object_list", "barrier", "reduce_scatter_tensor", "send", "recv",
+    "batch_isend_irecv",
 )  # fmt: skip
 
 
@@ -293,7 +295,7 @@ def train_counting(run_dir: Path) -> list[int]:
     return steps
 
 
-@pytest.mark.parametrize("mode", ["local_sgd", "diloco"])
+@pytest.mark.parametrize("mode", ["local_sgd", "diloco", "gossip"])
 def test_steps_inside_a_round_take_no_collective(
     mode: str, tmp_path: Path, rank_pool: Pools
 ) -> None:

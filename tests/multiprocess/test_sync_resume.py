@@ -29,7 +29,12 @@ MODES = {
     "int8": "sync=diloco sync.sync_every_steps=5 sync.wire_dtype=int8",
     "streaming": "sync=diloco sync.sync_every_steps=6 sync.fragments=2 sync.overlap_steps=2 "
     "sync.mix_alpha=0.5",
+    "gossip": "sync=gossip sync.sync_every_steps=3 sync.warmup_sync_steps=2",
+    "random_peer": "sync=gossip sync.graph=random_peer train.global_batch_size=12",
 }
+
+RANKS = {"random_peer": 3}
+"""Two replicas are each other's only peers: y would stay 1."""
 
 CUTS = {
     "powersgd": {"before the first": 2, "after it": 8},
@@ -37,12 +42,14 @@ CUTS = {
     "diloco": {"in the start": 1, "at its end": 2, "in a round": 9, "at an outer step": 7},
     "int8": {"in a round": 8},
     "streaming": {"in a round": 5, "a fragment under way": 7, "where one arrives": 8},
+    "gossip": {"in the start": 1, "in a round": 7, "at a round's end": 8},
+    "random_peer": {"at a round's end": 7},
 }
 
 
-def _start(folder: Path, words: str, *overrides: str) -> Path:
+def _start(folder: Path, words: str, *overrides: str, ranks: int = 2) -> Path:
     common = ("model.dropout=0.1", "train.precision=fp32", "strategy=data", f"train.steps={STEPS}")
-    return tiny_run(folder, *common, *words.split(), *overrides, world_size=2)
+    return tiny_run(folder, *common, *words.split(), *overrides, world_size=ranks)
 
 
 def _lines(run_dir: Path) -> list[tuple[int, float, float, int]]:
@@ -55,12 +62,13 @@ def _lines(run_dir: Path) -> list[tuple[int, float, float, int]]:
 def test_stopped_and_resumed_is_bitwise_the_same(
     mode: str, cut: int, tmp_path: Path, rank_pool: Pools
 ) -> None:
-    straight = _start(tmp_path / "straight", MODES[mode], "train.eval_every_steps=4")
-    expected = rank_pool(2).run(train_frozen, straight)
-    resumed = _start(tmp_path / "cut", MODES[mode], "train.eval_every_steps=4")
-    rank_pool(2).run(train_frozen, resumed, cut)
+    words, pool = (MODES[mode], "train.eval_every_steps=4"), rank_pool(RANKS.get(mode, 2))
+    straight = _start(tmp_path / "straight", *words, ranks=pool.world_size)
+    expected = pool.run(train_frozen, straight)
+    resumed = _start(tmp_path / "cut", *words, ranks=pool.world_size)
+    pool.run(train_frozen, resumed, cut)
     assert _lines(resumed)[-1][0] == cut
-    weights = rank_pool(2).run(train_frozen, resumed, None, cut)
+    weights = pool.run(train_frozen, resumed, None, cut)
     assert _lines(resumed) == _lines(straight)
     assert validation_losses(resumed) == validation_losses(straight)
     for found, wanted in zip(weights, expected, strict=True):
@@ -72,22 +80,26 @@ def test_stopped_and_resumed_is_bitwise_the_same(
 def _forgetting(part: str) -> Iterator[None]:
     """Let what a checkpoint has of `part` be lost at the resume."""
     from llmtrain.sync.diloco import DiLoCo
+    from llmtrain.sync.gossip import Gossip
     from llmtrain.train import resume
 
-    blank, load = DiLoCo.blank, resume.load_tensors
+    blanks, load = {mode: mode.blank for mode in (DiLoCo, Gossip)}, resume.load_tensors
 
     def without(self: Any, saved: dict[str, Any]) -> Weights:
-        return {k: v for k, v in blank(self, saved).items() if f"{part}." not in k}
+        state = blanks[type(self)](self, saved)
+        return {key: value for key, value in state.items() if f"{part}." not in key}
 
     def load_but(folder: Path, tensors: Weights) -> None:
         load(folder, {key: v for key, v in tensors.items() if f"{part}." not in key})
 
-    DiLoCo.blank = without  # type: ignore[method-assign]
+    for mode in blanks:
+        mode.blank = without
     resume.load_tensors = load_but
     try:
         yield
     finally:
-        DiLoCo.blank = blank  # type: ignore[method-assign]
+        for mode, blank in blanks.items():
+            mode.blank = blank
         resume.load_tensors = load
 
 
@@ -102,17 +114,19 @@ def train_forgetting(run_dir: Path, part: str, start: int) -> Weights:
     [
         ("diloco", 9, "momentum"), ("diloco", 9, "weights"), ("diloco", 9, "optimizer"),
         ("diloco", 7, "optimizer"), ("int8", 8, "residual"), ("streaming", 7, "delta"),
-        ("streaming", 7, "momentum"),
+        ("streaming", 7, "momentum"), ("gossip", 7, "weights"), ("random_peer", 7, "weights"),
+        ("random_peer", 7, "push_sum"), ("random_peer", 7, "optimizer"),
     ],
 )  # fmt: skip
 def test_every_part_that_is_saved_is_needed(
     mode: str, cut: int, part: str, tmp_path: Path, rank_pool: Pools
 ) -> None:
-    straight = _start(tmp_path / "straight", MODES[mode])
-    expected = rank_pool(2).run(train_frozen, straight)[0]
-    resumed = _start(tmp_path / "cut", MODES[mode])
-    rank_pool(2).run(train_frozen, resumed, cut)
-    weights = rank_pool(2).run(train_forgetting, resumed, part, cut)[0]
+    pool = rank_pool(RANKS.get(mode, 2))
+    straight = _start(tmp_path / "straight", MODES[mode], ranks=pool.world_size)
+    expected = pool.run(train_frozen, straight)[0]
+    resumed = _start(tmp_path / "cut", MODES[mode], ranks=pool.world_size)
+    pool.run(train_frozen, resumed, cut)
+    weights = pool.run(train_forgetting, resumed, part, cut)[0]
     assert any(not torch.equal(weights[name], value) for name, value in expected.items())
 
 
@@ -135,6 +149,7 @@ OTHERS = {
     "allreduce": "sync=allreduce",
     "local_sgd": "sync=local_sgd sync.sync_every_steps=5",
     "diloco": "sync=diloco sync.sync_every_steps=5",
+    "gossip": "sync=gossip",
 }
 
 

@@ -69,6 +69,7 @@ def train_apart(
     warmup: int,
     after_step: Callable[[int, list[Weights]], None],
     begin: Callable[[Weights], None] = lambda weights: None,
+    before_update: Callable[[list[Weights]], None] = lambda team: None,
 ) -> Weights:
     """Train `replicas` side by side in this process; return the first one's weights.
 
@@ -80,6 +81,7 @@ def train_apart(
         warmup: Steps in which they average their gradients.
         after_step: What they do when that many steps are done, given the weights of each.
         begin: Given the weights when `warmup` is over.
+        before_update: What they do between the gradients of a step apart and the optimizer.
     """
     import torch.distributed as dist
 
@@ -98,6 +100,9 @@ def train_apart(
                     mean = sum(p.grad for p in parameters) / replicas
                     for p in parameters:
                         p.grad.copy_(mean)
+            else:
+                with torch.no_grad():
+                    before_update([r.weights for r in team])
             for replica in team:
                 replica.update()
             if step + 1 > warmup:
@@ -174,3 +179,49 @@ class Streaming:
             for weights in team:
                 mixed = alpha * weights[name] + (1 - alpha) * self.anchor[name]
                 weights[name].copy_(self.anchor[name] if alpha == 0.0 else mixed)
+
+
+@dataclasses.dataclass
+class PushSum:
+    """Stochastic gradient push as its paper writes it; with peers that hear each other, D-PSGD."""
+
+    every: int
+    warmup: int
+    total: int
+    targets: Callable[[int], list[list[int]]]
+    """Round, from 0 -> whom each replica sends to."""
+    x: list[Weights] = dataclasses.field(default_factory=list)
+    y: list[float] = dataclasses.field(default_factory=list)
+
+    def before_update(self, team: list[Weights]) -> None:
+        """Have the optimizer work on x, given the gradient at z."""
+        for weights, x in zip(team, self.x, strict=False):
+            for name, value in x.items():
+                weights[name].copy_(value)
+
+    def __call__(self, step: int, team: list[Weights]) -> None:
+        """Push what is due; z = x / y."""
+        y = self.y or [1.0] * len(team)
+        x = [{name: value.detach().clone() for name, value in each.items()} for each in team]
+        if step == self.total:
+            mean = {name: sum(each[name] for each in x) / len(x) for name in x[0]}
+            x, y = [mean] * len(x), [1.0] * len(x)
+        elif (step - self.warmup) % self.every == 0:
+            x, y = self._pushed(x, y, self.targets((step - self.warmup) // self.every - 1))
+        self.x, self.y = x, y
+        for weights, own, size in zip(team, x, y, strict=True):
+            for name, value in own.items():
+                weights[name].copy_(value / size)
+
+    def _pushed(
+        self, x: list[Weights], y: list[float], targets: list[list[int]]
+    ) -> tuple[list[Weights], list[float]]:
+        new_x = [{name: torch.zeros_like(value) for name, value in each.items()} for each in x]
+        new_y = [0.0] * len(y)
+        for i, peers in enumerate(targets):
+            share = 1.0 / (len(peers) + 1)
+            for j in (i, *peers):
+                new_y[j] += share * y[i]
+                for name, value in x[i].items():
+                    new_x[j][name] += share * value
+        return new_x, new_y

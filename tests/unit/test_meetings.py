@@ -17,6 +17,8 @@ from tests.support.runs import compose_run
          ["strategy.zero=2", "sync.compression=none"], "sync.compression=fp16 strategy=data"),
         ("sync.compression=powersgd strategy=model", 2,
          ["strategy.tp=2", "DDP"], "sync.compression=powersgd strategy=data"),
+        ("sync=gossip strategy=model", 2,
+         ["sync=gossip", "tp=2", "strategy.dp_replicate=2"], "sync=gossip strategy=data"),
         ("sync=local_sgd strategy=model", 2,
          ["tp=2", "strategy.dp_replicate=2"], "sync=allreduce strategy=model"),
         ("sync=local_sgd strategy=data sync.warmup_sync_steps=500", 2,
@@ -67,6 +69,29 @@ def test_values_that_make_no_sense_are_refused(words: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "said", "mended"),
+    [
+        ("sync.graph=ring", ["sync.graph=ring", "use sync.algorithm=dpsgd", "exponential or"],
+         "sync.graph=ring sync.algorithm=dpsgd"),
+        ("sync.algorithm=dpsgd sync.graph=random_peer",
+         ["use sync.algorithm=push_sum", "sync.graph=ring or"],
+         "sync.algorithm=push_sum sync.graph=random_peer"),
+        ("sync.algorithm=dpsgd sync.graph=star", ["sync.graph=star", "complete"],
+         "sync.algorithm=dpsgd sync.graph=complete"),
+        ("sync.algorithm=sgp", ["sync.algorithm=sgp", "push_sum"], "sync.algorithm=push_sum"),
+        ("sync.sync_every_steps=0", ["sync.sync_every_steps=0"], "sync.sync_every_steps=1"),
+        ("sync.warmup_sync_steps=-1", ["sync.warmup_sync_steps=-1"], "sync.warmup_sync_steps=0"),
+    ],
+)  # fmt: skip
+def test_gossip_of_no_sense_is_refused_with_a_fix(words: str, said: list[str], mended: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose_run("sync=gossip", *words.split())
+    for word in said:
+        assert word in str(refused.value)
+    compose_run("sync=gossip", *mended.split())
+
+
+@pytest.mark.parametrize(
     ("words", "replicas", "steps", "warned"),
     [
         ("sync=diloco sync.sync_every_steps=10", 2, 999, True),
@@ -76,6 +101,10 @@ def test_values_that_make_no_sense_are_refused(words: str, said: str) -> None:
         ("sync=local_sgd", 2, 100, False),
         ("sync=local_sgd", 1, 100, True),
         ("sync=allreduce", 1, 100, False),
+        ("sync=gossip", 3, 100, False),
+        ("sync=gossip", 1, 100, True),
+        ("sync=gossip sync.algorithm=dpsgd sync.graph=complete", 3, 100, True),
+        ("sync=gossip sync.algorithm=dpsgd sync.graph=complete", 2, 100, False),
     ],
 )
 def test_a_run_set_up_to_lose_is_told(words: str, replicas: int, steps: int, warned: bool) -> None:

@@ -22,7 +22,7 @@ class SyncConfig:
 
     name: str
     """allreduce | local_sgd | hierarchical | diloco | quorum_diloco | ssp | async_ps |
-    async_local_sgd | easgd."""
+    async_local_sgd | easgd | gossip."""
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
     """Virtual replicas in one process, in place of processes."""
 

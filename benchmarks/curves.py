@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 620.0, 420.0, 64.0, 44.0, 390.0, 52.0
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 620.0, 420.0, 64.0, 44.0, 520.0, 52.0
 """Of the drawing, in pixels: what the axes span, and what stands around it."""
 
 COLOURS = (

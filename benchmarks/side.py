@@ -30,11 +30,12 @@ def ours(run_dir: Path) -> tuple[Callable[[int], None], float]:
     """Return what runs N steps of the real trainer, and its FLOPs a token."""
     run = store.load_run_config(run_dir / paths.CONFIG)
     info = rank_info("cpu")
-    init_process_group(info, open_store())
+    rendezvous = open_store()
+    init_process_group(info, rendezvous)
     console = Console(quiet=True)
     folder = prepare(run.data, run.tokenizer, console=console)
     parts = build_parts(run, load_plan(run_dir), run_dir, folder, info, console)
-    trainer, interval = Trainer(parts, StopRequest()), Interval(0.0)
+    trainer, interval = Trainer(parts, StopRequest(), rendezvous), Interval(0.0)
     parts.loader.start(0)
 
     def steps(count: int) -> None:

@@ -157,7 +157,8 @@ class QuorumDiLoCoConfig(ServedConfig):
     outer_lr: float = 0.7
     """Learning rate of the outer SGD."""
     outer_momentum: float = 0.9
-    """Momentum of the outer SGD."""
+    """Momentum of the outer SGD. What a quorum leaves for later rounds acts as momentum, too: with
+    few local steps 0.6 is better then (docs/sync.md)."""
     outer_nesterov: bool = True
     """Whether that momentum is Nesterov's; of no effect where outer_momentum is 0."""
     quorum: int | None = None

@@ -16,17 +16,17 @@ from llmtrain.config.plan import AXES
 from llmtrain.distributed.shards import cut_like, to_local
 from llmtrain.sync.interface import Setting
 from llmtrain.sync.server.packing import (
+    OPTIMIZER,
+    WEIGHTS,
     parameter_of,
     paths_of,
     place_of,
+    under,
     with_place,
     without_place,
 )
 from llmtrain.sync.server.tensors import Tensors, clone
 from llmtrain.sync.weights import Weights
-
-WEIGHTS = "rule|weights|"
-OPTIMIZER = "rule|optimizer|"
 
 
 class Served:
@@ -87,7 +87,7 @@ class Served:
     def opening(self) -> tuple[Any, Tensors]:
         """Return what a server is built from: its state without tensors, if there is one, and the
         weights and what else is known, by path."""
-        tensors = {f"weights|{n}": v for n, v in self._placed(self._weights.clones()).items()}
+        tensors = {f"{WEIGHTS}{n}": v for n, v in self._placed(self._weights.clones()).items()}
         for path, value in self._state.items():
             tensors[self._placed_path(path)] = value
         if self._payload == "gradient":
@@ -112,9 +112,9 @@ class Served:
         into this process's, the rest as it is."""
         own = {without_place(path): value for path, value in tensors.items()}
         self._plain = plain
-        self._weights.take(_under(WEIGHTS, own))
+        self._weights.take(under(WEIGHTS, own))
         if self._payload == "gradient":
-            self._take_optimizer(_under(OPTIMIZER, own))
+            self._take_optimizer(under(OPTIMIZER, own))
         kept = (WEIGHTS, OPTIMIZER) if self._payload == "gradient" else (WEIGHTS,)
         self._state = {path: v for path, v in clone(own).items() if not path.startswith(kept)}
 
@@ -183,7 +183,3 @@ class Served:
         """Return a path of this process's as the server knows it: with the place at the name."""
         names = set(self._weights.names)
         return "|".join(f"{self._place}/{p}" if p in names else p for p in path.split("|"))
-
-
-def _under(prefix: str, tensors: Tensors) -> Tensors:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -7,7 +7,6 @@ save, when training is over, and who is told how it goes. No thread and no line:
 """
 
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -32,19 +31,17 @@ from llmtrain.sync.server.messages import (
     Stop,
     Weights,
 )
-from llmtrain.sync.server.packing import pack, unpack
+from llmtrain.sync.server.packing import OPTIMIZER, WEIGHTS, pack, under, unpack
 from llmtrain.sync.server.tensors import Tensors
 from llmtrain.sync.transport.frame import Frame
 from llmtrain.sync.transport.hub import Answers
 from llmtrain.train.journal import Journal, Report
+from llmtrain.train.push_log import PushLog
 from llmtrain.train.rest import Rest
 from llmtrain.train.state import TrainState
 from llmtrain.train.token_clock import TokenClock
 
 log = logging.getLogger(__name__)
-
-LOG = "pushes.jsonl"
-"""In the run directory: what the server was told, in its order, without tensors."""
 
 
 class Opening(Protocol):
@@ -86,7 +83,7 @@ class Conductor:
             now: Seconds that never fall.
         """
         self._run, self._replicas, self._opening = run, replicas, opening
-        self._log = (run_dir / LOG).open("a")
+        self._log = PushLog(run_dir)
         self._clock, self._zero = now, 0.0
         self._incarnations: dict[int, int] = {}
         self._callers: dict[int, int] = {}
@@ -181,21 +178,21 @@ class Conductor:
         self.start_tokens = self.state.tokens
         self._first_sample = said["first_sample"]
         self._saved_step = self.state.step
-        weights: Tensors = {}
-        rest: Tensors = {}
-        for name, tensor in frame.tensors.items():
-            kind, _, own = name.partition("|")
-            (weights if kind == "weights" else rest)[own] = tensor
-        self._stage = self._opening(weights, self.plan, self.state)
-        core = self._stage.core
-        if said["server"] is not None:
-            plain = said["server"]
+        self._stage = self._opening(under(WEIGHTS, frame.tensors), self.plan, self.state)
+        core, plain = self._stage.core, said["server"]
+        if plain is not None:
             self._zero = plain["now"]
-            tensors = {**rest, **{f"rule|weights|{name}": t for name, t in weights.items()}}
-            core.load_state_dict(unpack(plain["core"], tensors))
-            core.wait_for_all()
+            state = unpack(plain["core"], frame.tensors)
         else:
-            core.tokens = self.state.step * self.plan.tokens_per_step
+            state = core.state_dict()
+            state["tokens"] = self.state.step * self.plan.tokens_per_step
+            # What another mode's optimizer knows is the server's from now on.
+            for path, tensor in under(OPTIMIZER, frame.tensors).items():
+                name, key = path.split("|")
+                state["rule"]["optimizer"].setdefault(name, {})[key] = tensor
+        core.load_state_dict(state)
+        core.wait_for_all()
+        self._log.begin(-1.0 if plain is None else plain["now"])
         self._zero -= self._clock()
         core.rest_at_tokens = self._stage.clock.next_rest(core.tokens)
 
@@ -248,8 +245,7 @@ class Conductor:
             words: dict[str, Any] = {"now": now, "kind": logged, "worker": message.worker}
             if isinstance(message, Push):
                 words |= {"ticket": core.ticket, "base_version": message.base_version}
-            self._log.write(json.dumps(words) + "\n")
-            self._log.flush()
+            self._log.add(words)
         return replies
 
     def _answer(self, replies: Replies) -> Answers:

@@ -153,9 +153,10 @@ class ServerCore:
         self._snapshot, self._draining, self._unsaved = None, False, None
 
     def wait_for_all(self) -> None:
-        """After `load_state_dict` where every worker starts anew: each has to ask again."""
+        """After `load_state_dict` where every worker starts anew: each has to ask again, and
+        numbers its pushes anew."""
         for member in self._members:
-            member.waiting_since_s = None
+            member.waiting_since_s, member.seq = None, 0
 
     def _from_member(self, message: Push | Heartbeat | Bye | Saved, now: float) -> Replies:
         """Take in what only a member may say; others are told to join."""

@@ -18,6 +18,10 @@ SEPARATOR = "|"
 """Between the parts of a path; no parameter's name has it."""
 MARK = "tensor"
 """The key of what stands in a tensor's place."""
+WEIGHTS = "rule|weights|"
+"""Before the names of the weights in a server's state."""
+OPTIMIZER = "rule|optimizer|"
+"""Before the names of the parameters in the state of a server's torch optimizer."""
 
 _PLACE = re.compile(r"(?:^|\|)(\d+)/")
 
@@ -90,3 +94,8 @@ def parameter_of(path: str) -> str:
     """Return the parameter that a path speaks of, as its model names it."""
     parts = path.split(SEPARATOR)
     return next(p.partition("/")[2] for p in parts if re.match(r"\d+/", p))
+
+
+def under(prefix: str, tensors: Tensors) -> Tensors:
+    """Return those of `tensors` whose paths begin with `prefix`, by what follows it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

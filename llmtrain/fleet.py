@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 from llmtrain.config.paths import LOGS
 from llmtrain.distributed.env import REPLICA_ENV, RESTART_ENV, STORE_ENV
-from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_USER
+from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
 from llmtrain.launch.failure import (
     before_training,
     complete_result,
@@ -191,8 +191,8 @@ class Fleet:
             time.sleep(LOOK_S)
         if code == EXIT_OK:
             return EXIT_OK
-        if self._got is not None and code in (128 + self._got, -self._got):
-            stopped = 128 + int(self._got)
+        if code in (EXIT_SIGINT, EXIT_SIGTERM) or (self._got is not None and code == -self._got):
+            stopped = code if code > 0 else 128 - code
             if complete_result(self._run_dir, stop_status(stopped), None, since=self._since):
                 show_note(before_training(stop_status(stopped)))
             return stopped

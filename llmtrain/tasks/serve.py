@@ -21,7 +21,7 @@ from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.console import make_console
-from llmtrain.errors import EXIT_OK
+from llmtrain.errors import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM
 from llmtrain.models.build import build_model
 from llmtrain.optim.optimizer import build_elementwise
 from llmtrain.optim.scheduler import make_schedule
@@ -73,7 +73,8 @@ def run_server(run_dir: Path, store: dist.Store, stop: StopRequest) -> int:
     )
     result = TrainResult(conductor.status, conductor.journal.train_loss, conductor.val_loss)
     tell_end(ending, result, run_dir, console, time.monotonic() - t0)
-    return EXIT_OK if conductor.status == "completed" else stop.exit_code
+    codes = {"completed": EXIT_OK, "stopped": EXIT_SIGINT, "preempted": EXIT_SIGTERM}
+    return codes[conductor.status]
 
 
 def _serve(

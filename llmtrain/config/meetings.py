@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from llmtrain.config.groups.gossip import GossipConfig
-from llmtrain.config.groups.served import ServedConfig
+from llmtrain.config.groups.served import ServedConfig, as_served
 from llmtrain.config.groups.sync import AllReduceConfig, DiLoCoConfig, HierarchicalConfig
 from llmtrain.config.schema import RunConfig
 from llmtrain.errors import require
@@ -27,6 +27,8 @@ def check_meetings(run: RunConfig, axes: Mapping[str, int], steps: int | None) -
         ConfigError: names keys, values and a fix.
     """
     sync, replicas = run.sync, axes["dp_replicate"]
+    if sync.simulate.workers is not None:
+        sync = as_served(sync)
     if isinstance(sync, ServedConfig):
         _check_served(run, sync, replicas)
         return
@@ -55,6 +57,20 @@ def check_meetings(run: RunConfig, axes: Mapping[str, int], steps: int | None) -
             f"{run.model.n_layers}: a fragment has a block at least; try sync.fragments={units} "
             "or fewer.",
         )
+
+
+def check_simulation(run: RunConfig, processes: int) -> None:
+    """Refuse a simulation of more than one process.
+
+    Raises:
+        ConfigError: names the keys and a fix.
+    """
+    require(
+        processes == 1,
+        f"sync.simulate.workers={run.sync.simulate.workers} are virtual replicas in one process, "
+        f"and strategy={run.strategy.name} starts {processes}; use strategy=single, or leave "
+        "sync.simulate.workers out.",
+    )
 
 
 def _check_served(run: RunConfig, sync: ServedConfig, replicas: int) -> None:

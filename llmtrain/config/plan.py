@@ -14,7 +14,7 @@ from pathlib import Path
 from llmtrain.config.footprint import Footprint
 from llmtrain.config.groups.served import ServedConfig
 from llmtrain.config.groups.strategy import StrategyConfig
-from llmtrain.config.meetings import check_meetings
+from llmtrain.config.meetings import check_meetings, check_simulation
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.split import check_split, check_vocabulary, least_micro_batches
 from llmtrain.durable import replace_text
@@ -72,8 +72,8 @@ class Plan:
 
     @property
     def replica_size(self) -> int:
-        """Processes of a replica."""
-        return self.world_size // self.dp_replicate
+        """Processes of a replica; virtual ones share one."""
+        return max(1, self.world_size // self.dp_replicate)
 
     def one_replica(self) -> "Plan":
         """Return the plan of one replica by itself, with its part of the batch."""
@@ -226,6 +226,9 @@ def _axis_sizes(run: RunConfig, *, gpus: int, world_size: int | None) -> tuple[d
         )
         sizes[open_axis] = total // fixed
     filled = {axis: size if size is not None else 1 for axis, size in sizes.items()}
+    if run.sync.simulate.workers is not None:
+        check_simulation(run, total)
+        return {**filled, "dp_replicate": run.sync.simulate.workers}, total
     product = math.prod(filled.values())
     if product != total:
         hint = (

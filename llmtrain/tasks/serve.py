@@ -56,7 +56,7 @@ def run_server(run_dir: Path, store: dist.Store, stop: StopRequest) -> int:
     console = make_console(stderr=True, on_closed=lambda: signal.raise_signal(signal.SIGTERM))
     run, plan = load_run_config(run_dir / paths.CONFIG), load_plan(run_dir)
     conductor = Conductor(
-        run, plan.dp_replicate, partial(_open, run, run_dir, console), run_dir
+        run, plan.dp_replicate, partial(open_stage, run, run_dir, console), run_dir
     )  # fmt: skip
     hub = Hub(conductor, plan.replica_size)
     own = dist.TCPStore(store.host, store.port, is_master=False)
@@ -123,7 +123,7 @@ def _watch_door(hub: Hub, store: dist.TCPStore) -> None:
         log.info("the store is gone")
 
 
-def _open(
+def open_stage(
     run: RunConfig, run_dir: Path, console: Console, weights: Tensors, plan: Plan, state: TrainState
 ) -> Stage:
     """Build the server where training stands at `state`."""
@@ -140,7 +140,8 @@ def _open(
 
     no_decay = build_model(run.model, plan.vocab_size).NO_DECAY
     core = build_core(
-        run.sync, weights, replicas=plan.dp_replicate, total_tokens=clock.total_tokens, lr=lr,
+        run.sync, weights, replicas=plan.dp_replicate, total_tokens=clock.total_tokens,
+        step_tokens=plan.tokens_per_step // plan.dp_replicate, lr=lr,
         optimizer=lambda named: build_elementwise(run.optimizer, named, no_decay=no_decay),
     )  # fmt: skip
     return Stage(core, lr, clock, build_journal(run, plan, run_dir, console, state))

@@ -80,6 +80,11 @@ def run_train(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) ->
     run = load_run_config(run_dir / paths.CONFIG)
     plan = load_plan(run_dir)
     prepared = prepare_once(run, info, store, console)
+    if run.sync.simulate.workers is not None:
+        # Imported here: it costs a start-up that others need not pay.
+        from llmtrain.tasks.simulate import run_simulated
+
+        return run_simulated(run, plan, run_dir, prepared, info, console, stop)
     parts = build_parts(run, plan, run_dir, prepared, info, console)
     if info.is_main:
         # A run keeps its tokenizer: it can be read when the prepared data is long gone. Not before
@@ -117,7 +122,8 @@ def run_replica(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) 
         replace_text(run_dir / paths.TOKENIZER, (prepared / paths.TOKENIZER).read_text())
     stop.defer()
     caller = Caller(info.replica, info.rank, info.restart)
-    status = Replica(parts, Line(store, caller, run.sync.dead_after_s), stop).run()
+    line = Line(store, caller, run.sync.dead_after_s)
+    status = Replica(parts, line, stop).run(line)
     log.info("%s", status)
     return EXIT_OK
 

@@ -72,6 +72,8 @@ class Conductor:
         opening: Opening,
         run_dir: Path,
         now: Callable[[], float] = time.monotonic,
+        *,
+        is_virtual: bool = False,
     ) -> None:
         """Wait for the first hello.
 
@@ -81,7 +83,9 @@ class Conductor:
             opening: Builds the server when the weights are known.
             run_dir: Where the log of pushes goes.
             now: Seconds that never fall.
+            is_virtual: Whether they are those of a simulation, which metrics then tell.
         """
+        self._is_virtual = is_virtual
         self._run, self._replicas, self._opening = run, replicas, opening
         self._log = PushLog(run_dir)
         self._clock, self._zero = now, 0.0
@@ -135,7 +139,7 @@ class Conductor:
         """Let time pass."""
         if self._stage is None:
             return []
-        now = self._now()
+        now = self.now()
         for worker in alive:
             if worker in self._incarnations:
                 beat = Heartbeat(worker=worker, incarnation=self._incarnations[worker])
@@ -183,6 +187,7 @@ class Conductor:
         if plain is not None:
             self._zero = plain["now"]
             state = unpack(plain["core"], frame.tensors)
+            self._stage.journal.load(plain["journal"])
         else:
             state = core.state_dict()
             state["tokens"] = self.state.step * self.plan.tokens_per_step
@@ -226,6 +231,7 @@ class Conductor:
             stage.journal.look(
                 stage.clock.step(core.tokens), self.state.tokens,
                 stage.lr(max(core.tokens - 1, 0)), len(core.living()),
+                self.now() if self._is_virtual else None,
             )  # fmt: skip
         return [*answers, *self._answer(replies)]
 
@@ -239,7 +245,7 @@ class Conductor:
 
     def _core_replies(self, message: Message, logged: str | None) -> Replies:
         """Return what the core answers; log the message, without its tensors."""
-        core, now = self._started.core, self._now()
+        core, now = self._started.core, self.now()
         replies = core.handle(message, now)
         if logged is not None:
             words: dict[str, Any] = {"now": now, "kind": logged, "worker": message.worker}
@@ -301,7 +307,7 @@ class Conductor:
 
     def _packed(self) -> tuple[Any, Tensors]:
         plain, tensors = pack(self._started.core.state_dict())
-        said = {"core": plain, "now": self._now()}
+        said = {"core": plain, "now": self.now(), "journal": self._started.journal.state()}
         return said, tensors
 
     def _evaluated(self, report: dict[str, Any]) -> bool:
@@ -361,5 +367,6 @@ class Conductor:
         assert self._stage is not None, "no replica has given the weights yet"
         return self._stage
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Return the seconds that the run has taken, earlier starts included."""
         return self._clock() + self._zero

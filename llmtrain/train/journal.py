@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmtrain.config.plan import Plan
@@ -56,13 +56,27 @@ class Journal:
         self._plan, self._every = plan, every_steps
         self._writers, self._progress, self._peak_flops = writers, progress, peak_flops
         self._reports: list[tuple[Report, int]] = []
+        self._logged = 0
+        """Step of the last line."""
         self._step, self._tokens = 0, 0
+        """Where training stood when its time began to count."""
         self._since = time.perf_counter()
         self.train_loss: float | None = None
 
     def begin(self, step: int, tokens: int) -> None:
         """Take training to stand at `step`; seconds before now are not training."""
+        self._logged = min(self._logged, step) if self._reports else step
         self._step, self._tokens, self._since = step, tokens, time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a run that goes on from here has yet to tell, as JSON can say it."""
+        reports = [[asdict(report), behind] for report, behind in self._reports]
+        return {"logged": self._logged, "reports": reports}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave; `begin` comes after it."""
+        self._logged = state["logged"]
+        self._reports = [(Report(**report), behind) for report, behind in state["reports"]]
 
     def pause(self, seconds: float) -> None:
         """Take note of seconds in which nobody trained."""
@@ -72,7 +86,9 @@ class Journal:
         """Take down a push that counts, `behind` versions of the weights late."""
         self._reports.append((report, behind))
 
-    def look(self, step: int, tokens: int, lr: float, replicas: int) -> None:
+    def look(
+        self, step: int, tokens: int, lr: float, replicas: int, virtual_s: float | None = None
+    ) -> None:
         """Tell a line if one is due.
 
         Args:
@@ -80,12 +96,15 @@ class Journal:
             tokens: Tokens that are in the weights.
             lr: Learning rate of the run's optimizer now.
             replicas: How many live.
+            virtual_s: Seconds on the virtual clock of a simulation.
         """
         self._progress.step(step)
-        due = step // self._every > self._step // self._every or step == self._plan.steps
+        due = step // self._every > self._logged // self._every or step == self._plan.steps
         if not due or step == self._step or not self._reports:
             return
         line = self._line(step, tokens, lr, replicas)
+        if virtual_s is not None:
+            line["virtual_s"] = virtual_s
         self.train_loss = line["loss"]
         self.write(line)
         self._progress.numbers(line)

@@ -9,6 +9,7 @@ the server's to say (`conductor.py`). How a step is computed is the same.
 import dataclasses
 import logging
 import time
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -27,15 +28,22 @@ from llmtrain.train.trainer import Parts
 log = logging.getLogger(__name__)
 
 
+class Traffic(Protocol):
+    """Counts what goes between a replica and the server."""
+
+    def traffic(self) -> int:
+        """Return the bytes that went both ways since it was last asked."""
+
+
 class Replica:
     """One process of a replica: all of them say and hear the same."""
 
-    def __init__(self, parts: Parts[Served], line: Line, stop: StopRequest) -> None:
+    def __init__(self, parts: Parts[Served], line: Traffic, stop: StopRequest) -> None:
         """Set up; says nothing yet.
 
         Args:
             parts: What it uses, restored from the newest checkpoint.
-            line: To the server.
+            line: To the server, or what stands for it.
             stop: Says when this process is asked to stop, which stops the run.
         """
         self._p, self._line, self._stop = parts, line, stop
@@ -45,9 +53,19 @@ class Replica:
         )
         self._incarnation = parts.sync.incarnation + parts.info.restart
         self._seq = 0
+        self.wait_s = 0.0
+        """Seconds in which the last answer was waited for."""
 
-    def run(self) -> str:
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of a step of all replicas."""
+        return self._p.plan.global_batch_size
+
+    def run(self, line: Line) -> str:
         """Train until the server says that it is over. Collective over the replica.
+
+        Args:
+            line: To the server.
 
         Returns:
             How training ended: completed | stopped | preempted.
@@ -56,25 +74,30 @@ class Replica:
             LostLineError: when the server is gone.
         """
         try:
-            answer = self._ask(self._hello())
+            answer = self._ask(line, self.hello())
             while answer.kind != "stop":
-                answer = self._ask(self._obey(answer))
+                answer = self._ask(line, self.obey(answer))
         finally:
-            self._line.close()
-            self._p.loader.close()
+            line.close()
+            self.close()
         return str(answer.fields["status"])
 
-    def _ask(self, frame: Frame) -> Frame:
+    def close(self) -> None:
+        """Read no more data."""
+        self._p.loader.close()
+
+    def _ask(self, line: Line, frame: Frame) -> Frame:
         started = time.perf_counter()
-        answer = self._line.ask(frame)
-        self._wait_s = time.perf_counter() - started
+        answer = line.ask(frame)
+        self.wait_s = time.perf_counter() - started
         return answer
 
-    def _hello(self) -> Frame:
+    def hello(self) -> Frame:
+        """Return what to say first."""
         self._seq = 0
         return Frame("hello", {"incarnation": self._incarnation})
 
-    def _obey(self, answer: Frame) -> Frame:
+    def obey(self, answer: Frame) -> Frame:
         """Do what the server says; return what to say next."""
         if answer.kind == "weights":
             if "rejected" in answer.fields:
@@ -85,7 +108,7 @@ class Replica:
         if answer.kind == "rejected":
             log.warning("joining again: %s", answer.fields["reason"])
             self._incarnation += 1
-            return self._hello()
+            return self.hello()
         assert answer.kind == "open", answer.kind
         return self._open()
 
@@ -116,7 +139,7 @@ class Replica:
     def _report(self, result: LocalResult, count: int) -> dict[str, float]:
         return {
             **dataclasses.asdict(result), "steps": count, "comm_bytes": self._line.traffic(),
-            "wait_s": self._wait_s,
+            "wait_s": self.wait_s,
         }  # fmt: skip
 
     def _follow(self, order: Frame) -> Frame:

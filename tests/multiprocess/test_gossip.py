@@ -63,6 +63,7 @@ def mix(run_dir: Path, start: list[float] | None, bucket_bytes: int) -> list[Sta
     setting = Setting(
         module=module, forward=module, optimizers=[], mesh=mesh, zero=0, micro_batches=1,
         total_steps=ROUNDS, sizes={n: p.numel() for n, p in module.named_parameters()},
+        replicas=mesh.size("dp_replicate"), replica=mesh.rank("dp_replicate"),
     )  # fmt: skip
     sync: Any = build_sync(store.load_run_config(run_dir / paths.CONFIG).sync, setting)
     sync._mixer.bucket_bytes = bucket_bytes

@@ -6,8 +6,13 @@ replica waits for another but where a mode says so, and none ends because anothe
 
 from dataclasses import dataclass
 
-from llmtrain.config.groups.sync import SyncConfig
-from llmtrain.errors import require, require_choice
+from llmtrain.config.groups.sync import (
+    AllReduceConfig,
+    DiLoCoConfig,
+    LocalSGDConfig,
+    SyncConfig,
+)
+from llmtrain.errors import ConfigError, require, require_choice
 
 STALENESS_POLICIES = ("accept", "decay", "reject")
 COMPENSATIONS = ("none", "dc_asgd", "dc_asgd_adaptive")
@@ -192,3 +197,35 @@ def _require_positive(key: str, value: int | None) -> None:
 def _require_outer(lr: float, momentum: float) -> None:
     require(lr > 0, f"sync.outer_lr={lr} must be positive.")
     require(0 <= momentum < 1, f"sync.outer_momentum={momentum} must be in [0, 1).")
+
+
+def as_served(sync: SyncConfig) -> ServedConfig:
+    """Return a mode with a server that computes what `sync` does, for a simulation.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    if isinstance(sync, ServedConfig):
+        return sync
+    simulate = sync.simulate
+    if isinstance(sync, AllReduceConfig) and sync.compression == "none":
+        return SSPConfig(max_staleness=0, simulate=simulate)
+    warmup = sync.warmup_steps
+    if isinstance(sync, LocalSGDConfig) and sync.inner_state == "keep" and not warmup:
+        return QuorumDiLoCoConfig(
+            sync_every_steps=sync.sync_every_steps, outer_lr=1.0, outer_momentum=0.0,
+            simulate=simulate,
+        )  # fmt: skip
+    exact = isinstance(sync, DiLoCoConfig) and (sync.fragments, sync.wire_dtype) == (1, "fp32")
+    if isinstance(sync, DiLoCoConfig) and exact and not (sync.overlap_steps or warmup):
+        return QuorumDiLoCoConfig(
+            sync_every_steps=sync.sync_every_steps, outer_lr=sync.outer_lr,
+            outer_momentum=sync.outer_momentum, outer_nesterov=sync.outer_nesterov,
+            simulate=simulate,
+        )  # fmt: skip
+    raise ConfigError(
+        f"sync={sync.name} as it is set up cannot be simulated. What can: sync=allreduce without "
+        "compression, local_sgd and diloco without sync.warmup_sync_steps, fragments, overlap or "
+        "low-bit wire, and every mode with a server (ssp, async_ps, async_local_sgd, easgd, "
+        "quorum_diloco). Leave sync.simulate out to run it with processes."
+    )

@@ -298,5 +298,9 @@ class ServerCore:
 
     def _local_steps(self, member: Member) -> int:
         """Return the steps until the next push."""
-        most = self.settings.local_steps
-        return self._members.local_steps(member, most) if self.settings.adapt_local_steps else most
+        settings, most = self.settings, self.settings.local_steps
+        if settings.stop_tokens is not None and settings.step_tokens is not None:
+            left = settings.stop_tokens - self.tokens
+            each = -(-left // (settings.step_tokens * max(1, len(self._members.live()))))
+            most = max(1, min(most, each))
+        return self._members.local_steps(member, most) if settings.adapt_local_steps else most

@@ -29,6 +29,7 @@ def build_core(
     *,
     replicas: int,
     total_tokens: int,
+    step_tokens: int,
     lr: Callable[[int], float],
     optimizer: BuildOptimizer,
 ) -> ServerCore:
@@ -39,11 +40,12 @@ def build_core(
         weights: Where training starts; copied.
         replicas: How many replicas there are meant to be.
         total_tokens: Tokens after which training stops.
+        step_tokens: Tokens of a replica's step.
         lr: From the tokens in the weights to the learning rate of the run's optimizer.
         optimizer: Builds the run's optimizer over tensors by name, for modes in which it is the
             server that steps.
     """
-    alone: dict[str, object] = {"stop_tokens": total_tokens}
+    alone: dict[str, object] = {"stop_tokens": total_tokens, "step_tokens": step_tokens}
     if isinstance(config, ServedConfig):
         alone |= {"min_workers": config.min_replicas, "dead_after_s": config.dead_after_s}
     settings = ServerSettings(**alone, **_settings(config))  # type: ignore[arg-type]

@@ -53,6 +53,10 @@ class ServerSettings:
     adapt_local_steps: bool = False
     """Give slow workers fewer local steps, so that all push equally often (DyLU)."""
 
+    step_tokens: int | None = None
+    """Tokens of a worker's local step: where stop_tokens is near, workers are given no more steps
+    than are left to each of the living; None: they are always given all."""
+
     stop_tokens: int | None = None
     """Tokens of all workers after which training stops; None is never."""
 

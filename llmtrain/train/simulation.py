@@ -1,0 +1,158 @@
+"""Simulation: replicas and their server in one process, on a virtual clock.
+
+The conductor and the replicas are those of a real run; only what lies between them is not there. A
+heap says whose steps end next: what they computed is computed then, from the weights they were
+given. So a run is a function of its configuration, order of pushes and staleness included.
+"""
+
+import heapq
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmtrain.errors import ConfigError
+from llmtrain.sync.transport.frame import Frame
+from llmtrain.sync.transport.hub import Answers
+from llmtrain.sync.virtual.durations import Durations
+from llmtrain.train.conductor import Conductor
+from llmtrain.train.replica import Replica
+
+
+class VirtualLine:
+    """What a replica knows of the way to the server: how much goes along it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def traffic(self) -> int:
+        """Return the bytes that went both ways since it was last asked."""
+        since, self.bytes = self.bytes, 0
+        return since
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+class Simulation:
+    """Replicas around a conductor."""
+
+    def __init__(
+        self, conductor: Conductor, replicas: Sequence[Replica], lines: Sequence[VirtualLine]
+    ) -> None:
+        """Set up; nothing happens yet."""
+        self.now_s = 0.0
+        """On the virtual clock, since this start."""
+        self._conductor, self._replicas, self._lines = conductor, replicas, lines
+        self._given: dict[int, Frame] = {}
+        """The weights that each replica computes from."""
+        self._pushed_s: dict[int, float] = {}
+        """When each pushed last."""
+        self.waited_s = [0.0] * len(replicas)
+        """Virtual seconds in which each waited for the server."""
+
+    def run(self, durations: Durations, stop: Callable[[], str | None]) -> None:
+        """Let replicas compute as long as `durations` says, until training is over.
+
+        Args:
+            durations: Of each step of each replica.
+            stop: How training is to end now; None: it is not.
+        """
+        heap: list[tuple[float, int, int]] = []
+        order = 0
+        ready = self._begin()
+        while ready or heap:
+            for worker in ready:
+                took = self._steps_s(worker, durations)
+                order += 1
+                heapq.heappush(heap, (self.now_s + took, order, worker))
+            self.now_s, _, worker = heapq.heappop(heap)
+            asked = stop()
+            if asked is not None:
+                self._settle(self._conductor.stop(asked))
+            ready = self._push(worker)
+
+    def replay(self, log: Path, stop: Callable[[], str | None]) -> None:
+        """Let replicas push in the order of a log, at its times.
+
+        Raises:
+            ConfigError: when it is of another run.
+        """
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        self._check(log, lines)
+        self._begin()
+        for line in lines:
+            if line["kind"] != "push" or self._conductor.finished:
+                continue
+            worker, given = line["worker"], self._given.get(line["worker"])
+            version = None if given is None else given.fields["version"]
+            if version != line["base_version"]:
+                raise ConfigError(
+                    f"sync.simulate.log={log}: push {line['ticket']} of replica {worker} was "
+                    f"computed from version {line['base_version']}, and here it has {version}. The "
+                    "log is of a run with other settings; replay it with those that it had."
+                )
+            self.now_s = line["now"]
+            self._push(worker)
+            asked = stop()
+            if asked is not None:
+                break
+        if not self._conductor.finished:
+            raise ConfigError(
+                f"sync.simulate.log={log} ends before the run does; lower train.steps to what it "
+                "reached."
+            )
+
+    def _check(self, log: Path, lines: Sequence[dict[str, Any]]) -> None:
+        workers = {line["worker"] for line in lines}
+        if any(line["kind"] == "leave" for line in lines) or workers != set(
+            range(len(self._replicas))
+        ):
+            raise ConfigError(
+                f"sync.simulate.log={log} is of {len(workers)} replicas, which must be "
+                f"sync.simulate.workers={len(self._replicas)}, and none of them may have died."
+            )
+
+    def _begin(self) -> list[int]:
+        """Let all replicas say hello; return those who may compute."""
+        ready: list[int] = []
+        for worker, replica in enumerate(self._replicas):
+            ready += self._settle(self._conductor.handle(worker, replica.hello()))
+        return ready
+
+    def _push(self, worker: int) -> list[int]:
+        """Let a replica compute and push; return those who may compute then."""
+        replica, given = self._replicas[worker], self._given.pop(worker)
+        frame = replica.obey(given)
+        self._lines[worker].bytes += _bytes(frame)
+        self._pushed_s[worker] = self.now_s
+        return self._settle(self._conductor.handle(worker, frame))
+
+    def _settle(self, answers: Answers) -> list[int]:
+        """Have all orders followed; return the replicas that got weights."""
+        ready: list[int] = []
+        waiting = deque(answers)
+        while waiting:
+            worker, frame = waiting.popleft()
+            if frame.kind == "weights":
+                self._lines[worker].bytes += _bytes(frame)
+                waited = self.now_s - self._pushed_s.get(worker, self.now_s)
+                self.waited_s[worker] += waited
+                self._replicas[worker].wait_s = waited
+                self._given[worker] = frame
+                ready.append(worker)
+            elif frame.kind != "stop":
+                more = self._conductor.handle(worker, self._replicas[worker].obey(frame))
+                waiting.extend(more)
+        return ready
+
+    def _steps_s(self, worker: int, durations: Durations) -> float:
+        said = self._given[worker].fields
+        first = said["position"] // self._replicas[worker].samples_per_step
+        return sum(durations(worker, step) for step in range(first, first + said["local_steps"]))
+
+
+def _bytes(frame: Frame) -> int:
+    """Return what the tensors of a frame weigh on a real line."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in frame.tensors.values())

@@ -88,7 +88,12 @@ def numbers(run_dir: Path) -> list[list[float]]:
     return [[line[key] for key in keys] for line in metric_lines(run_dir)]
 
 
-@pytest.mark.parametrize("mode", MODES)
+QUICK = ("ssp", "async_local_sgd", "easgd", "quorum")
+
+
+@pytest.mark.parametrize(
+    "mode", [pytest.param(m, marks=[] if m in QUICK else pytest.mark.slow) for m in MODES]
+)
 def test_equal_runs_have_equal_bits_and_a_cut_one_goes_on_exactly(
     mode: str, tmp_path: Path
 ) -> None:

@@ -194,7 +194,9 @@ def test_another_mode_and_layout_goes_on_from_a_server(tmp_path: Path) -> None:
     losses = {line["step"]: line["loss"] for line in metric_lines(run_dir)}
     assert max(losses) == len(chain) * EVERY
     for number in range(1, len(chain)):
-        before, after = (losses[number * EVERY + d] for d in (0, 1))
+        # Replicas that push several steps at once pass over some.
+        before = losses[max(step for step in losses if step <= number * EVERY)]
+        after = losses[min(step for step in losses if step > number * EVERY)]
         assert after < losses[1] - 0.5 * (losses[1] - before), (number, before, after)
 
 

@@ -105,13 +105,19 @@ class Simulation:
             )
 
     def _check(self, log: Path, lines: Sequence[dict[str, Any]]) -> None:
-        workers = {line["worker"] for line in lines}
-        if any(line["kind"] == "leave" for line in lines) or workers != set(
-            range(len(self._replicas))
-        ):
+        pushes = [i for i, line in enumerate(lines) if line["kind"] == "push"]
+        workers = {lines[i]["worker"] for i in pushes}
+        if workers != set(range(len(self._replicas))):
             raise ConfigError(
-                f"sync.simulate.log={log} is of {len(workers)} replicas, which must be "
-                f"sync.simulate.workers={len(self._replicas)}, and none of them may have died."
+                f"sync.simulate.log={log} is of {len(workers)} replicas, and "
+                f"sync.simulate.workers={len(self._replicas)}; set it to {len(workers)}."
+            )
+        # In a real run all of them leave, too: when it is over.
+        left = {line["worker"] for line in lines[: pushes[-1]] if line["kind"] == "leave"}
+        if left:
+            raise ConfigError(
+                f"sync.simulate.log={log}: replicas {sorted(left)} died in that run, and virtual "
+                "ones do not; take the log of a run in which none did."
             )
 
     def _begin(self) -> list[int]:

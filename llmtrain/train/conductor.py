@@ -140,11 +140,13 @@ class Conductor:
         if self._stage is None:
             return []
         now = self.now()
+        replies: Replies = []
         for worker in alive:
             if worker in self._incarnations:
                 beat = Heartbeat(worker=worker, incarnation=self._incarnations[worker])
-                self._stage.core.handle(beat, now)
-        answers = [*self._answer(self._stage.core.tick(now))]
+                # Where a grace has ended, the first beat closes the round and frees others.
+                replies += self._stage.core.handle(beat, now)
+        answers = [*self._answer(replies + self._stage.core.tick(now))]
         if self._rest is not None:
             for worker in sorted(self._rest.present - self._stage.core.living()):
                 answers += self._proceed(self._rest.lost(worker))

@@ -146,7 +146,9 @@ class Conductor:
                 beat = Heartbeat(worker=worker, incarnation=self._incarnations[worker])
                 # Where a grace has ended, the first beat closes the round and frees others.
                 replies += self._stage.core.handle(beat, now)
-        answers = [*self._answer(replies + self._stage.core.tick(now))]
+        replies += self._stage.core.tick(now)
+        self._look(self._stage)  # the round that a grace has ended may make a step whole
+        answers = [*self._answer(replies)]
         if self._rest is not None:
             for worker in sorted(self._rest.present - self._stage.core.living()):
                 answers += self._proceed(self._rest.lost(worker))
@@ -229,13 +231,17 @@ class Conductor:
         if self._counted(worker) > counted:
             self.state.tokens += report.tokens
             stage.journal.add(push, report, behind=behind)
-            core = stage.core
-            stage.journal.look(
-                stage.clock.step(core.tokens), self.state.tokens,
-                stage.lr(max(core.tokens - 1, 0)), len(core.living()),
-                self.now() if self._is_virtual else None,
-            )  # fmt: skip
+            self._look(stage)
         return [*answers, *self._answer(replies)]
+
+    def _look(self, stage: Stage) -> None:
+        """Tell a line of metrics if one is due."""
+        core = stage.core
+        stage.journal.look(
+            stage.clock.step(core.tokens), self.state.tokens,
+            stage.lr(max(core.tokens - 1, 0)), len(core.living()),
+            self.now() if self._is_virtual else None,
+        )  # fmt: skip
 
     def _counted(self, worker: int) -> int:
         counts = self._started.core.statistics().get(worker)

@@ -166,6 +166,11 @@ class Conductor:
         """Whether training has begun."""
         return bool(self._incarnations)
 
+    @property
+    def wakes_s(self) -> float | None:
+        """When a tick would do something though no replica says a word; None: not as things are."""
+        return None if self._stage is None else self._stage.core.wakes_s
+
     # -- the beginning ---------------------------------------------------------------------------
 
     def _hello(self, worker: int, incarnation: int) -> Answers:

@@ -7,6 +7,7 @@ given. So a run is a function of its configuration, order of pushes and stalenes
 
 import heapq
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,11 +68,17 @@ class Simulation:
                 took = self._steps_s(worker, durations)
                 order += 1
                 heapq.heappush(heap, (self.now_s + took, order, worker))
-            self.now_s, _, worker = heapq.heappop(heap)
             asked = stop()
             if asked is not None:
                 self._settle(self._conductor.stop(asked))
+            wakes_s = self._wakes_before(heap[0][0] if heap else math.inf)
+            if wakes_s is not None:
+                ready = self._wake(wakes_s)
+                continue
+            self.now_s, _, worker = heapq.heappop(heap)
             ready = self._push(worker)
+        if not self._conductor.finished:
+            raise RuntimeError(f"all virtual replicas wait for the server, at {self.now_s} s")
 
     def replay(self, log: Path, stop: Callable[[], str | None]) -> None:
         """Let replicas push in the order of a log, at its times.
@@ -85,6 +92,8 @@ class Simulation:
         for line in lines:
             if line["kind"] != "push" or self._conductor.finished:
                 continue
+            while (wakes_s := self._wakes_before(line["now"])) is not None:
+                self._wake(wakes_s)
             worker, given = line["worker"], self._given.get(line["worker"])
             version = None if given is None else given.fields["version"]
             if version != line["base_version"]:
@@ -134,6 +143,16 @@ class Simulation:
         self._lines[worker].bytes += _bytes(frame)
         self._pushed_s[worker] = self.now_s
         return self._settle(self._conductor.handle(worker, frame))
+
+    def _wakes_before(self, until_s: float) -> float | None:
+        """Return when the server has to look at the clock, if that is before `until_s`."""
+        wakes_s = self._conductor.wakes_s
+        return wakes_s if wakes_s is not None and wakes_s < until_s else None
+
+    def _wake(self, now_s: float) -> list[int]:
+        """Let the server look at the clock: a grace ends. Return those who may compute then."""
+        self.now_s = now_s
+        return self._settle(self._conductor.tick(range(len(self._replicas))))
 
     def _settle(self, answers: Answers) -> list[int]:
         """Have all orders followed; return the replicas that got weights."""

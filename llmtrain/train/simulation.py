@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.errors import ConfigError
+from llmtrain.sync.server.packing import WEIGHTS, under
+from llmtrain.sync.server.tensors import Tensors
 from llmtrain.sync.transport.frame import Frame
 from llmtrain.sync.transport.hub import Answers
 from llmtrain.sync.virtual.durations import Durations
@@ -44,7 +46,7 @@ class Simulation:
     ) -> None:
         """Set up; nothing happens yet."""
         self.now_s = 0.0
-        """On the virtual clock, since this start."""
+        """On the virtual clock, from the first start of the run on."""
         self._conductor, self._replicas, self._lines = conductor, replicas, lines
         self._given: dict[int, Frame] = {}
         """The weights that each replica computes from."""
@@ -140,7 +142,7 @@ class Simulation:
         """Let a replica compute and push; return those who may compute then."""
         replica, given = self._replicas[worker], self._given.pop(worker)
         frame = replica.obey(given)
-        self._lines[worker].bytes += _bytes(frame)
+        self._lines[worker].bytes += _bytes(frame.tensors)
         self._pushed_s[worker] = self.now_s
         return self._settle(self._conductor.handle(worker, frame))
 
@@ -161,16 +163,32 @@ class Simulation:
         while waiting:
             worker, frame = waiting.popleft()
             if frame.kind == "weights":
-                self._lines[worker].bytes += _bytes(frame)
+                self._lines[worker].bytes += _bytes(frame.tensors)
                 waited = self.now_s - self._pushed_s.get(worker, self.now_s)
                 self.waited_s[worker] += waited
                 self._replicas[worker].wait_s = waited
                 self._given[worker] = frame
                 ready.append(worker)
             elif frame.kind != "stop":
-                more = self._conductor.handle(worker, self._replicas[worker].obey(frame))
-                waiting.extend(more)
+                said = self._replicas[worker].obey(frame)
+                if said.kind == "opening" and said.fields["server"] is not None:
+                    self._go_on(said)
+                waiting.extend(self._conductor.handle(worker, said))
         return ready
+
+    def _go_on(self, opening: Frame) -> None:
+        """Take up what replicas and lines knew when the checkpoint was written.
+
+        All waited then, each with a push behind it whose bytes the next report tells: a push's
+        tensors are those of the weights. Sums on a clock that began anew would be rounded anew.
+        """
+        server = opening.fields["server"]
+        self.now_s = server["now"]
+        pushed = _bytes(under(WEIGHTS, opening.tensors))
+        for member in server["core"]["members"]:
+            if member["waiting_since_s"] is not None:
+                self._pushed_s[member["worker"]] = member["waiting_since_s"]
+                self._lines[member["worker"]].bytes += pushed
 
     def _steps_s(self, worker: int, durations: Durations) -> float:
         said = self._given[worker].fields
@@ -178,6 +196,6 @@ class Simulation:
         return sum(durations(worker, step) for step in range(first, first + said["local_steps"]))
 
 
-def _bytes(frame: Frame) -> int:
+def _bytes(tensors: Tensors) -> int:
     """Return what the tensors of a frame weigh on a real line."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in frame.tensors.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

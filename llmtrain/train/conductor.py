@@ -140,11 +140,15 @@ class Conductor:
         if self._stage is None:
             return []
         now = self.now()
+        replies: Replies = []
         for worker in alive:
             if worker in self._incarnations:
                 beat = Heartbeat(worker=worker, incarnation=self._incarnations[worker])
-                self._stage.core.handle(beat, now)
-        answers = [*self._answer(self._stage.core.tick(now))]
+                # Where a grace has ended, the first beat closes the round and frees others.
+                replies += self._stage.core.handle(beat, now)
+        replies += self._stage.core.tick(now)
+        self._look(self._stage)  # the round that a grace has ended may make a step whole
+        answers = [*self._answer(replies)]
         if self._rest is not None:
             for worker in sorted(self._rest.present - self._stage.core.living()):
                 answers += self._proceed(self._rest.lost(worker))
@@ -161,6 +165,11 @@ class Conductor:
     def begun(self) -> bool:
         """Whether training has begun."""
         return bool(self._incarnations)
+
+    @property
+    def wakes_s(self) -> float | None:
+        """When a tick would do something though no replica says a word; None: not as things are."""
+        return None if self._stage is None else self._stage.core.wakes_s
 
     # -- the beginning ---------------------------------------------------------------------------
 
@@ -227,13 +236,17 @@ class Conductor:
         if self._counted(worker) > counted:
             self.state.tokens += report.tokens
             stage.journal.add(push, report, behind=behind)
-            core = stage.core
-            stage.journal.look(
-                stage.clock.step(core.tokens), self.state.tokens,
-                stage.lr(max(core.tokens - 1, 0)), len(core.living()),
-                self.now() if self._is_virtual else None,
-            )  # fmt: skip
+            self._look(stage)
         return [*answers, *self._answer(replies)]
+
+    def _look(self, stage: Stage) -> None:
+        """Tell a line of metrics if one is due."""
+        core = stage.core
+        stage.journal.look(
+            stage.clock.step(core.tokens), self.state.tokens,
+            stage.lr(max(core.tokens - 1, 0)), len(core.living()),
+            self.now() if self._is_virtual else None,
+        )  # fmt: skip
 
     def _counted(self, worker: int) -> int:
         counts = self._started.core.statistics().get(worker)

@@ -7,12 +7,15 @@ given. So a run is a function of its configuration, order of pushes and stalenes
 
 import heapq
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmtrain.errors import ConfigError
+from llmtrain.sync.server.packing import WEIGHTS, under
+from llmtrain.sync.server.tensors import Tensors
 from llmtrain.sync.transport.frame import Frame
 from llmtrain.sync.transport.hub import Answers
 from llmtrain.sync.virtual.durations import Durations
@@ -43,7 +46,7 @@ class Simulation:
     ) -> None:
         """Set up; nothing happens yet."""
         self.now_s = 0.0
-        """On the virtual clock, since this start."""
+        """On the virtual clock, from the first start of the run on."""
         self._conductor, self._replicas, self._lines = conductor, replicas, lines
         self._given: dict[int, Frame] = {}
         """The weights that each replica computes from."""
@@ -67,11 +70,17 @@ class Simulation:
                 took = self._steps_s(worker, durations)
                 order += 1
                 heapq.heappush(heap, (self.now_s + took, order, worker))
-            self.now_s, _, worker = heapq.heappop(heap)
             asked = stop()
             if asked is not None:
                 self._settle(self._conductor.stop(asked))
+            wakes_s = self._wakes_before(heap[0][0] if heap else math.inf)
+            if wakes_s is not None:
+                ready = self._wake(wakes_s)
+                continue
+            self.now_s, _, worker = heapq.heappop(heap)
             ready = self._push(worker)
+        if not self._conductor.finished:
+            raise RuntimeError(f"all virtual replicas wait for the server, at {self.now_s} s")
 
     def replay(self, log: Path, stop: Callable[[], str | None]) -> None:
         """Let replicas push in the order of a log, at its times.
@@ -85,6 +94,8 @@ class Simulation:
         for line in lines:
             if line["kind"] != "push" or self._conductor.finished:
                 continue
+            while (wakes_s := self._wakes_before(line["now"])) is not None:
+                self._wake(wakes_s)
             worker, given = line["worker"], self._given.get(line["worker"])
             version = None if given is None else given.fields["version"]
             if version != line["base_version"]:
@@ -105,13 +116,19 @@ class Simulation:
             )
 
     def _check(self, log: Path, lines: Sequence[dict[str, Any]]) -> None:
-        workers = {line["worker"] for line in lines}
-        if any(line["kind"] == "leave" for line in lines) or workers != set(
-            range(len(self._replicas))
-        ):
+        pushes = [i for i, line in enumerate(lines) if line["kind"] == "push"]
+        workers = {lines[i]["worker"] for i in pushes}
+        if workers != set(range(len(self._replicas))):
             raise ConfigError(
-                f"sync.simulate.log={log} is of {len(workers)} replicas, which must be "
-                f"sync.simulate.workers={len(self._replicas)}, and none of them may have died."
+                f"sync.simulate.log={log} is of {len(workers)} replicas, and "
+                f"sync.simulate.workers={len(self._replicas)}; set it to {len(workers)}."
+            )
+        # In a real run all of them leave, too: when it is over.
+        left = {line["worker"] for line in lines[: pushes[-1]] if line["kind"] == "leave"}
+        if left:
+            raise ConfigError(
+                f"sync.simulate.log={log}: replicas {sorted(left)} died in that run, and virtual "
+                "ones do not; take the log of a run in which none did."
             )
 
     def _begin(self) -> list[int]:
@@ -125,9 +142,19 @@ class Simulation:
         """Let a replica compute and push; return those who may compute then."""
         replica, given = self._replicas[worker], self._given.pop(worker)
         frame = replica.obey(given)
-        self._lines[worker].bytes += _bytes(frame)
+        self._lines[worker].bytes += _bytes(frame.tensors)
         self._pushed_s[worker] = self.now_s
         return self._settle(self._conductor.handle(worker, frame))
+
+    def _wakes_before(self, until_s: float) -> float | None:
+        """Return when the server has to look at the clock, if that is before `until_s`."""
+        wakes_s = self._conductor.wakes_s
+        return wakes_s if wakes_s is not None and wakes_s < until_s else None
+
+    def _wake(self, now_s: float) -> list[int]:
+        """Let the server look at the clock: a grace ends. Return those who may compute then."""
+        self.now_s = now_s
+        return self._settle(self._conductor.tick(range(len(self._replicas))))
 
     def _settle(self, answers: Answers) -> list[int]:
         """Have all orders followed; return the replicas that got weights."""
@@ -136,16 +163,32 @@ class Simulation:
         while waiting:
             worker, frame = waiting.popleft()
             if frame.kind == "weights":
-                self._lines[worker].bytes += _bytes(frame)
+                self._lines[worker].bytes += _bytes(frame.tensors)
                 waited = self.now_s - self._pushed_s.get(worker, self.now_s)
                 self.waited_s[worker] += waited
                 self._replicas[worker].wait_s = waited
                 self._given[worker] = frame
                 ready.append(worker)
             elif frame.kind != "stop":
-                more = self._conductor.handle(worker, self._replicas[worker].obey(frame))
-                waiting.extend(more)
+                said = self._replicas[worker].obey(frame)
+                if said.kind == "opening" and said.fields["server"] is not None:
+                    self._go_on(said)
+                waiting.extend(self._conductor.handle(worker, said))
         return ready
+
+    def _go_on(self, opening: Frame) -> None:
+        """Take up what replicas and lines knew when the checkpoint was written.
+
+        All waited then, each with a push behind it whose bytes the next report tells: a push's
+        tensors are those of the weights. Sums on a clock that began anew would be rounded anew.
+        """
+        server = opening.fields["server"]
+        self.now_s = server["now"]
+        pushed = _bytes(under(WEIGHTS, opening.tensors))
+        for member in server["core"]["members"]:
+            if member["waiting_since_s"] is not None:
+                self._pushed_s[member["worker"]] = member["waiting_since_s"]
+                self._lines[member["worker"]].bytes += pushed
 
     def _steps_s(self, worker: int, durations: Durations) -> float:
         said = self._given[worker].fields
@@ -153,6 +196,6 @@ class Simulation:
         return sum(durations(worker, step) for step in range(first, first + said["local_steps"]))
 
 
-def _bytes(frame: Frame) -> int:
+def _bytes(tensors: Tensors) -> int:
     """Return what the tensors of a frame weigh on a real line."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in frame.tensors.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -4,6 +4,7 @@ A replica is told the weights, computes, pushes what came of it, and is told the
 replica waits for another but where a mode says so, and none ends because another died.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmtrain.config.groups.sync import (
@@ -16,6 +17,16 @@ from llmtrain.errors import ConfigError, require, require_choice
 
 STALENESS_POLICIES = ("accept", "decay", "reject")
 COMPENSATIONS = ("none", "dc_asgd", "dc_asgd_adaptive")
+
+PLAIN: Mapping[type[SyncConfig], Mapping[str, object]] = {
+    AllReduceConfig: {"compression": "none"},
+    LocalSGDConfig: {"warmup_sync_steps": 0, "inner_state": "keep"},
+    DiLoCoConfig: {
+        "warmup_sync_steps": 0, "fragments": 1, "overlap_steps": 0, "mix_alpha": 0.0,
+        "wire_dtype": "fp32",
+    },
+}  # fmt: skip
+"""Modes of lockstep that a server's rounds compute too, and what they must leave as it is."""
 
 
 @dataclass(kw_only=True)
@@ -207,25 +218,34 @@ def as_served(sync: SyncConfig) -> ServedConfig:
     """
     if isinstance(sync, ServedConfig):
         return sync
-    simulate = sync.simulate
-    if isinstance(sync, AllReduceConfig) and sync.compression == "none":
-        return SSPConfig(max_staleness=0, simulate=simulate)
-    warmup = sync.warmup_steps
-    if isinstance(sync, LocalSGDConfig) and sync.inner_state == "keep" and not warmup:
-        return QuorumDiLoCoConfig(
-            sync_every_steps=sync.sync_every_steps, outer_lr=1.0, outer_momentum=0.0,
-            simulate=simulate,
-        )  # fmt: skip
-    exact = isinstance(sync, DiLoCoConfig) and (sync.fragments, sync.wire_dtype) == (1, "fp32")
-    if isinstance(sync, DiLoCoConfig) and exact and not (sync.overlap_steps or warmup):
-        return QuorumDiLoCoConfig(
-            sync_every_steps=sync.sync_every_steps, outer_lr=sync.outer_lr,
-            outer_momentum=sync.outer_momentum, outer_nesterov=sync.outer_nesterov,
-            simulate=simulate,
-        )  # fmt: skip
-    raise ConfigError(
-        f"sync={sync.name} as it is set up cannot be simulated. What can: sync=allreduce without "
-        "compression, local_sgd and diloco without sync.warmup_sync_steps, fragments, overlap or "
-        "low-bit wire, and every mode with a server (ssp, async_ps, async_local_sgd, easgd, "
-        "quorum_diloco). Leave sync.simulate out to run it with processes."
-    )
+    workers = sync.simulate.workers
+    plain = PLAIN.get(type(sync))
+    if plain is None:
+        raise ConfigError(
+            f"sync={sync.name} cannot be simulated (sync.simulate.workers={workers}). What can: "
+            "sync=allreduce, local_sgd, diloco, and every mode with a server (ssp, async_ps, "
+            "async_local_sgd, easgd, quorum_diloco). Leave sync.simulate.workers out to run it "
+            "with processes."
+        )
+    others = {key: getattr(sync, key) for key in plain if getattr(sync, key) != plain[key]}
+    if others:
+        raise ConfigError(
+            f"sync={sync.name} with {_words(others)} cannot be simulated (sync.simulate.workers="
+            f"{workers}); set {_words({key: plain[key] for key in others})}, or leave "
+            "sync.simulate.workers out to run it with processes."
+        )
+    if isinstance(sync, AllReduceConfig):
+        return SSPConfig(max_staleness=0, simulate=sync.simulate)
+    assert isinstance(sync, LocalSGDConfig | DiLoCoConfig)
+    served = QuorumDiLoCoConfig(
+        sync_every_steps=sync.sync_every_steps, outer_lr=1.0, outer_momentum=0.0,
+        simulate=sync.simulate,
+    )  # fmt: skip
+    if isinstance(sync, DiLoCoConfig):
+        served.outer_lr, served.outer_momentum = sync.outer_lr, sync.outer_momentum
+        served.outer_nesterov = sync.outer_nesterov
+    return served
+
+
+def _words(values: Mapping[str, object]) -> str:
+    return " ".join(f"sync.{key}={value}" for key, value in values.items())

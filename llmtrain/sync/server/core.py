@@ -94,6 +94,11 @@ class ServerCore:
         limit = self.settings.stop_tokens
         return self.stopping or (limit is not None and self.tokens >= limit)
 
+    @property
+    def wakes_s(self) -> float | None:
+        """When a tick would close a round though nobody says a word; None: not as things are."""
+        return self._round.closes_s(self.settings.grace_s)
+
     def living(self) -> set[int]:
         """Return the workers that live."""
         return {member.worker for member in self._members.live()}

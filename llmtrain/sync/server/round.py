@@ -66,7 +66,12 @@ class Round:
             return False
         if self._quorum_s is None:
             self._quorum_s = now
-        return now - self._quorum_s >= grace_s
+        # Not now - begin >= grace: at `closes_s`, as computed below, it has to be true.
+        return now >= self._quorum_s + grace_s
+
+    def closes_s(self, grace_s: float) -> float | None:
+        """Return when it closes, whoever is missing; None: there is no quorum yet."""
+        return None if self._quorum_s is None else self._quorum_s + grace_s
 
     def state_dict(self) -> State:
         """Return the pushes and since when there have been enough."""

@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llmtrain.agent", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--nproc-per-node", type=int, required=True)
-    parser.add_argument("--replicas", type=int, help="worlds of their own, around a server")
+    parser.add_argument("--replicas", type=int, help="worlds of their own, around servers")
+    parser.add_argument("--servers", type=int, default=1, help="hold the weights together")
     parser.add_argument("--max-restarts", type=int, default=0, help="of each replica")
     options = parser.parse_args(argv)
     os.environ[PARENT_ENV] = str(os.getpid())
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return run_fleet(
             options.run_dir.absolute(), options.replicas, options.nproc_per_node,
-            options.max_restarts, handle,
+            options.servers, options.max_restarts, handle,
         )  # fmt: skip
     from llmtrain.elastic import run_workers
 

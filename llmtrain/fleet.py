@@ -1,7 +1,7 @@
 """The processes of a run with a server: replicas that live and die on their own.
 
     agent (this file): holds the rendezvous store, watches
-      |-- server                      when it dies, all end
+      |-- server, or several          when one dies, all end
       |-- replica 0: its processes    when one dies, the replica is ended and started again;
       |-- replica 1: ...              the others go on
 
@@ -77,20 +77,25 @@ class Team:
 class Fleet:
     """All processes of one run."""
 
-    def __init__(self, run_dir: Path, replicas: int, processes: int, max_restarts: int) -> None:
+    def __init__(
+        self, run_dir: Path, replicas: int, processes: int, servers: int, max_restarts: int
+    ) -> None:
         """Start them all.
 
         Args:
             run_dir: A frozen run directory.
             replicas: Replicas.
             processes: Processes of all replicas.
+            servers: Servers.
             max_restarts: How often each replica is started again.
         """
         self._run_dir, self._size, self._max = run_dir, processes // replicas, max_restarts
         self._store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
         self._got: signal.Signals | None = None
         self._since = time.time()
-        self.server = self._start(["--server"], processes, "server")
+        self.servers = [
+            self._start(["--server", str(i)], processes + i, shown=i == 0) for i in range(servers)
+        ]
         self.teams = [Team(replica) for replica in range(replicas)]
         for team in self.teams:
             self._start_team(team)
@@ -103,22 +108,27 @@ class Fleet:
     def watch(self) -> int:
         """See the run to its end; return the exit code."""
         told_s: float | None = None
-        while self.server.poll() is None:
+        lead = self.servers[0]
+        while lead.poll() is None:
             time.sleep(LOOK_S)
             if self._got is not None and told_s is None:
                 told_s = time.monotonic()
-                self._tell_server(self._got)
+                self._tell_lead(self._got)
             if told_s is not None and time.monotonic() - told_s > PATIENCE_S:
-                self.server.kill()
+                lead.kill()
+            # One that is no longer needed ends well before its lead does.
+            dead = next((i for i, one in enumerate(self.servers[1:], 1) if one.poll()), None)
+            if dead is not None:
+                return self._after_server(self.servers[dead].returncode, dead)
             for team in self.teams:
                 code = self._look_at(team)
                 if code is not None:
                     return code
-        return self._after_server(self.server.returncode)
+        return self._after_server(lead.returncode)
 
     def close(self) -> None:
         """End whoever is left."""
-        self._end([self.server, *(p for team in self.teams for p in team.processes)])
+        self._end([*self.servers, *(p for team in self.teams for p in team.processes)])
 
     # -- starting --------------------------------------------------------------------------------
 
@@ -127,12 +137,13 @@ class Fleet:
             failure_path(self._run_dir, self._number(team, rank)).unlink(missing_ok=True)
         team.processes = [
             self._start(
-                [], self._number(team, rank), str(self._number(team, rank)),
+                [], self._number(team, rank),
                 {
                     "RANK": str(rank), "WORLD_SIZE": str(self._size),
                     "LOCAL_RANK": str(self._number(team, rank)),
                     REPLICA_ENV: str(team.replica), RESTART_ENV: str(team.restarts),
                 },
+                shown=self._number(team, rank) == 0,
             )
             for rank in range(self._size)
         ]  # fmt: skip
@@ -141,15 +152,20 @@ class Fleet:
         return team.replica * self._size + rank
 
     def _start(
-        self, words: Sequence[str], number: int, label: str, env: dict[str, str] | None = None
+        self,
+        words: Sequence[str],
+        number: int,
+        env: dict[str, str] | None = None,
+        *,
+        shown: bool,
     ) -> "subprocess.Popen[bytes]":
-        """Start one process; replica 0's first and the server have the terminal."""
+        """Start one process; replica 0's first and the first server have the terminal."""
         command = [sys.executable, "-P", "-m", "llmtrain.worker", str(self._run_dir), *words]
         whole = {**os.environ, STORE_ENV: f"{HOST}:{self._store.port}", **(env or {})}
         whole[PROCESS_ENV] = str(number)
         with contextlib.ExitStack() as files:
             streams: list[Any] = [None, None]
-            if label not in ("server", "0"):
+            if not shown:
                 streams = [
                     files.enter_context(output_path(self._run_dir, number, kind).open("ab"))
                     for kind in ("out", "err")
@@ -184,9 +200,9 @@ class Fleet:
             return None
         return report_failure(self._run_dir, failures, since=self._since)
 
-    def _after_server(self, code: int) -> int:
-        """Return the run's exit code, its server having ended with `code`."""
-        until = time.monotonic() + END_S
+    def _after_server(self, code: int, server: int = 0) -> int:
+        """Return the run's exit code, a server of it having ended with `code`."""
+        until = time.monotonic() + (END_S if server == 0 else 0.0)
         while time.monotonic() < until and any(None in team.codes for team in self.teams):
             time.sleep(LOOK_S)
         if code == EXIT_OK:
@@ -198,23 +214,22 @@ class Fleet:
             return stopped
         if code == EXIT_USER:
             return EXIT_USER
-        number = self._size * len(self.teams)
+        number = self._size * len(self.teams) + server
+        name = "the server" if len(self.servers) == 1 else f"server {server}"
         failure = read_failures(self._run_dir, {number: (code, time.time())})[0]
-        complete_result(
-            self._run_dir, "failed", f"the server: {describe(failure)}", since=self._since
-        )
+        complete_result(self._run_dir, "failed", f"{name}: {describe(failure)}", since=self._since)
         tail = log_tail(self._run_dir, number)
         body = [
             f"{describe(failure)}. All replicas ended with it.",
             "The same run_dir goes on from its newest checkpoint.",
         ]
-        show_error("the server failed", "\n".join([*body, "", *tail]), footer=str(self._run_dir))
+        show_error(f"{name} failed", "\n".join([*body, "", *tail]), footer=str(self._run_dir))
         return EXIT_BUG
 
-    def _tell_server(self, signum: signal.Signals) -> None:
-        """Pass a signal on: the server has all replicas save and end."""
-        ready = is_ready(self.server.pid)
-        self.server.send_signal(signum if ready else signal.SIGTERM)
+    def _tell_lead(self, signum: signal.Signals) -> None:
+        """Pass a signal on: the first server has all replicas save and end."""
+        ready = is_ready(self.servers[0].pid)
+        self.servers[0].send_signal(signum if ready else signal.SIGTERM)
 
     def _end(self, processes: Sequence["subprocess.Popen[bytes]"]) -> None:
         """Kill whoever of `processes` lives: what they know is saved or lost by now."""
@@ -233,20 +248,22 @@ def run_fleet(
     run_dir: Path,
     replicas: int,
     processes: int,
+    servers: int,
     max_restarts: int,
     handle: Callable[[Callable[..., Any]], None],
 ) -> int:
-    """Run a server and its replicas from `run_dir` to their end; return the exit code.
+    """Run the servers and replicas of a run from `run_dir` to their end; return the exit code.
 
     Args:
         run_dir: A frozen run directory.
         replicas: Replicas.
         processes: Processes of all replicas.
+        servers: Servers.
         max_restarts: How often each replica is started again.
         handle: Installs a signal handler.
     """
     logging.root.handlers = [logging.FileHandler(run_dir / LOGS / "agent.log", delay=True)]
-    fleet = Fleet(run_dir, replicas, processes, max_restarts)
+    fleet = Fleet(run_dir, replicas, processes, servers, max_restarts)
     handle(fleet.on_signal)
     try:
         return fleet.watch()

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def main() -> int:
     parser.add_argument("run_dir", nargs="?")
     parser.add_argument("--task", choices=("prepare", "evaluate", "generate", "verify"))
     parser.add_argument("--request", default="{}")
-    parser.add_argument("--server", action="store_true", help="hold the weights of the run")
+    parser.add_argument("--server", type=int, help="hold this part of the weights of the run")
     args = parser.parse_args()
     die_with_parent()
     if args.task is not None:
@@ -53,8 +54,8 @@ def main() -> int:
     stop = StopRequest()
     try:
         stop.install()
-        code = train(args.run_dir, stop, as_server=args.server)
-        if args.server:
+        code = train(args.run_dir, stop, server=args.server)
+        if args.server is not None:
             # Its threads wait for lines that nobody will speak on: they cannot be joined.
             logging.shutdown()
             os._exit(code)
@@ -97,7 +98,7 @@ def run_task(task: str, request: dict[str, Any]) -> int:
         return EXIT_SIGINT
 
 
-def train(run_dir_argument: str, stop: StopRequest, *, as_server: bool = False) -> int:
+def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None) -> int:
     """Train, or serve; leave result.json and, after a failure, this rank's record of it."""
     rank = int(os.environ.get(PROCESS_ENV, os.environ.get("RANK", 0)))
     run_dir: Path | None = None if run_dir_argument == "-" else Path(run_dir_argument)
@@ -110,11 +111,13 @@ def train(run_dir_argument: str, stop: StopRequest, *, as_server: bool = False) 
         if run_dir is not None:
             setup_log(log_path(run_dir, rank), rank)
         store = open_store()
-        if as_server:
+        if server is not None:
+            from llmtrain.tasks.follow import run_follower
             from llmtrain.tasks.serve import run_server
 
             assert run_dir is not None
-            return run_server(run_dir, store, stop)
+            serve = run_server if server == 0 else partial(run_follower, server=server)
+            return serve(run_dir, store, stop)
         info, run_dir = start_rank(run_dir, store)
         setup_log(log_path(run_dir, rank), rank)
         return (run_train if info.replica is None else run_replica)(run_dir, info, store, stop)

@@ -30,7 +30,7 @@ def check_meetings(run: RunConfig, axes: Mapping[str, int], steps: int | None) -
     if sync.simulate.workers is not None:
         sync = as_served(sync)
     if isinstance(sync, ServedConfig):
-        _check_served(run, sync, replicas)
+        _check_served(run, sync, replicas, axes["pp"])
         return
     if isinstance(sync, HierarchicalConfig):
         _check_levels(sync, replicas)
@@ -73,7 +73,7 @@ def check_simulation(run: RunConfig, processes: int) -> None:
     )
 
 
-def _check_served(run: RunConfig, sync: ServedConfig, replicas: int) -> None:
+def _check_served(run: RunConfig, sync: ServedConfig, replicas: int, pp: int) -> None:
     """Refuse what a run with a server cannot do."""
     for key in ("min_replicas", "quorum"):
         wanted = getattr(sync, key, None) or 1
@@ -87,6 +87,13 @@ def _check_served(run: RunConfig, sync: ServedConfig, replicas: int) -> None:
         f"optimizer={run.optimizer.name} looks at whole matrices, and under sync={sync.name} it is "
         f"the server that steps, on the shards that replicas push; use optimizer=adamw, or "
         "sync=async_local_sgd, where each replica steps itself.",
+    )
+    most = max(1, run.model.n_layers // pp)
+    require(
+        sync.servers <= most,
+        f"sync.servers={sync.servers}: each holds a block at least of what a process of a replica "
+        f"has, which is {most} of model.n_layers={run.model.n_layers}; try sync.servers={most} or "
+        "fewer.",
     )
     require(
         not run.metrics.trace,

@@ -168,7 +168,7 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
         micro_batch_size=micro,
         gradient_accumulation_steps=share // micro,
         stages_per_rank=run.strategy.stages if axes["pp"] > 1 else 1,
-        servers=int(isinstance(run.sync, ServedConfig) and run.sync.simulate.workers is None),
+        servers=_servers(run),
         tokens_per_step=tokens_per_step,
         steps=_steps(run, tokens_per_step),
         **axes,
@@ -182,6 +182,11 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
     if run.strategy.stage_memory_gib is not None:
         plan.footprint(run).stages()
     return plan
+
+
+def _servers(run: RunConfig) -> int:
+    is_virtual = run.sync.simulate.workers is not None
+    return run.sync.servers if isinstance(run.sync, ServedConfig) and not is_virtual else 0
 
 
 def _micro_batches(share: int, pp: int, schedule: str) -> int:

@@ -51,6 +51,11 @@ class Served:
         """Where the replicas' data begins, if a checkpoint of this mode has told."""
         self._restored = False
 
+    def sizes(self) -> dict[str, int]:
+        """Return the elements of each parameter of this process, as the server names them."""
+        local = self._weights.local()
+        return {f"{self._place}/{name}": value.numel() for name, value in local.items()}
+
     # -- training --------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -1,13 +1,15 @@
-"""The task of the server of a run: `python -m llmtrain.worker RUN_DIR --server`.
+"""The task of the server of a run: `python -m llmtrain.worker RUN_DIR --server 0`.
 
 One thread watches the door, one talks to each process of each replica, and the main one looks at
-the clock and at signals. It holds weights, never a model.
+the clock and at signals. It holds weights, never a model. Where `sync.servers` hold them together,
+this one leads, and holds the first part (`follow.py` is the others').
 """
 
 import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +18,6 @@ import torch.distributed as dist
 from rich.console import Console
 
 from llmtrain.config import paths
-from llmtrain.config.groups.served import ServedConfig
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
@@ -25,11 +26,17 @@ from llmtrain.errors import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM
 from llmtrain.models.build import build_model
 from llmtrain.optim.optimizer import build_elementwise
 from llmtrain.optim.scheduler import make_schedule
-from llmtrain.sync.server.recipe import build_core
+from llmtrain.sync.server.core import ServerCore
+from llmtrain.sync.server.lead import Lead, Publish
+from llmtrain.sync.server.opening import open_core
+from llmtrain.sync.server.packing import WEIGHTS, under
+from llmtrain.sync.server.recipe import build_core, core_settings
 from llmtrain.sync.server.tensors import Tensors
+from llmtrain.sync.transport.frame import Frame
 from llmtrain.sync.transport.hub import Hub
 from llmtrain.sync.transport.line import beat_key
 from llmtrain.sync.transport.session import LostLineError, Session, knocks
+from llmtrain.sync.transport.shards import Shards, Together
 from llmtrain.tasks.ending import Ending, tell_end
 from llmtrain.tasks.train import load_plan
 from llmtrain.train.audience import build_journal
@@ -55,13 +62,15 @@ def run_server(run_dir: Path, store: dist.Store, stop: StopRequest) -> int:
     t0 = time.monotonic()
     console = make_console(stderr=True, on_closed=lambda: signal.raise_signal(signal.SIGTERM))
     run, plan = load_run_config(run_dir / paths.CONFIG), load_plan(run_dir)
-    conductor = Conductor(
-        run, plan.dp_replicate, partial(open_stage, run, run_dir, console), run_dir
-    )  # fmt: skip
-    hub = Hub(conductor, plan.replica_size)
     own = dist.TCPStore(store.host, store.port, is_master=False)
-    threading.Thread(target=_watch_door, args=(hub, own), daemon=True).start()
+    shards = Shards(own, plan.servers, partial(open_shard, run)) if plan.servers > 1 else None
+    opening = partial(open_stage, run, run_dir, console, publish=shards.publish if shards else None)
+    conductor = Conductor(run, plan.dp_replicate, opening, run_dir)
+    hub = Hub(conductor if shards is None else Together(conductor, shards), plan.replica_size)
+    watch_door(hub, store)
     _serve(hub, conductor, store, plan.dp_replicate, stop)
+    if shards is not None:
+        shards.end()
     assert conductor.journal is not None and conductor.plan is not None
     conductor.journal.close()
     ending = Ending(
@@ -91,20 +100,25 @@ def _serve(
             continue
         stop.defer()
         if stop.asked:
-            hub.stop(stop.status)
+            hub.act(partial(conductor.stop, stop.status))
         if time.monotonic() - ticked >= TICK_S:
             ticked = time.monotonic()
             now = {worker: store.add(beat_key(worker), 0) for worker in range(replicas)}
-            hub.tick([worker for worker, count in now.items() if count != beats.get(worker)])
+            alive = [worker for worker, count in now.items() if count != beats.get(worker)]
+            hub.act(partial(conductor.tick, alive))
             beats = now
     until = time.monotonic() + GOODBYE_S
     while hub.lines and time.monotonic() < until:
         time.sleep(LOOK_S)
 
 
-def _watch_door(hub: Hub, store: dist.TCPStore) -> None:
-    """Let everyone in who knocks, each with a thread of its own."""
+def watch_door(hub: Hub, store: dist.TCPStore, server: int = 0) -> None:
+    """Let everyone in who knocks, each with a thread of its own; returns at once."""
+    own = dist.TCPStore(store.host, store.port, is_master=False)
+    threading.Thread(target=_watch, args=(hub, own, server), daemon=True).start()
 
+
+def _watch(hub: Hub, store: dist.TCPStore, server: int) -> None:
     def let_in(worker: int, place: int, restart: int, name: str) -> None:
         try:
             session = Session(store, name, answers=True)
@@ -114,7 +128,7 @@ def _watch_door(hub: Hub, store: dist.TCPStore) -> None:
         hub.serve(worker, place, restart, session)
 
     try:
-        for knock in knocks(store):
+        for knock in knocks(store, server):
             if knock is not None:
                 caller, name = knock
                 args = (caller.worker, caller.place, caller.restart, name)
@@ -124,24 +138,65 @@ def _watch_door(hub: Hub, store: dist.TCPStore) -> None:
 
 
 def open_stage(
-    run: RunConfig, run_dir: Path, console: Console, weights: Tensors, plan: Plan, state: TrainState
+    run: RunConfig,
+    run_dir: Path,
+    console: Console,
+    weights: Tensors,
+    plan: Plan,
+    state: TrainState,
+    *,
+    publish: Publish | None = None,
 ) -> Stage:
-    """Build the server where training stands at `state`."""
-    assert isinstance(run.sync, ServedConfig) and plan.vocab_size is not None
+    """Build the server where training stands at `state`; one that leads others by `publish`."""
     clock = TokenClock(
         tokens_per_step=plan.tokens_per_step, total_steps=plan.total_steps,
         eval_every_steps=run.train.eval_every_steps, save_every_steps=run.checkpoint.every_steps,
     )  # fmt: skip
+    if publish is None:
+        core = _core(run, weights, plan)
+    else:
+        core = Lead(
+            core_settings(
+                run.sync, total_tokens=plan.total_steps * plan.tokens_per_step,
+                step_tokens=_step_tokens(plan),
+            ), publish,
+        )  # fmt: skip
+    journal = build_journal(run, plan, run_dir, console, state)
+    return Stage(core, make_lr(run, plan), clock, journal)
+
+
+def open_shard(run: RunConfig, opening: Frame) -> ServerCore:
+    """Build one server of several from its part of what the first replica gave."""
+    said = opening.fields
+    plan, plain = Plan(**said["plan"]), said["server"]
+    core = _core(run, under(WEIGHTS, opening.tensors), plan)
+    tokens = said["train_state"]["step"] * plan.tokens_per_step
+    open_core(core, plain and plain["core"], opening.tensors, tokens)
+    return core
+
+
+def _core(run: RunConfig, weights: Tensors, plan: Plan) -> ServerCore:
+    assert plan.vocab_size is not None
+    no_decay = build_model(run.model, plan.vocab_size).NO_DECAY
+    return build_core(
+        run.sync, weights, replicas=plan.dp_replicate,
+        total_tokens=plan.total_steps * plan.tokens_per_step, step_tokens=_step_tokens(plan),
+        lr=make_lr(run, plan),
+        optimizer=lambda named: build_elementwise(run.optimizer, named, no_decay=no_decay),
+    )  # fmt: skip
+
+
+def _step_tokens(plan: Plan) -> int:
+    """Return the tokens of a replica's step."""
+    return plan.tokens_per_step // plan.dp_replicate
+
+
+def make_lr(run: RunConfig, plan: Plan) -> Callable[[int], float]:
+    """Return the learning rate of the run's optimizer as a function of tokens."""
     schedule = make_schedule(run.scheduler, plan.total_steps)
 
     def lr(tokens: int) -> float:
         step = min(tokens // plan.tokens_per_step, plan.total_steps - 1)
         return run.optimizer.lr * schedule(step)
 
-    no_decay = build_model(run.model, plan.vocab_size).NO_DECAY
-    core = build_core(
-        run.sync, weights, replicas=plan.dp_replicate, total_tokens=clock.total_tokens,
-        step_tokens=plan.tokens_per_step // plan.dp_replicate, lr=lr,
-        optimizer=lambda named: build_elementwise(run.optimizer, named, no_decay=no_decay),
-    )  # fmt: skip
-    return Stage(core, lr, clock, build_journal(run, plan, run_dir, console, state))
+    return lr

@@ -19,7 +19,9 @@ from llmtrain.data.prepare import load_report, prepare
 from llmtrain.distributed.env import RankInfo, init_process_group, rank_info, share_text
 from llmtrain.durable import replace_text
 from llmtrain.errors import EXIT_OK, ConfigError, UserError
+from llmtrain.sync.server.packing import owners
 from llmtrain.sync.transport.line import Line
+from llmtrain.sync.transport.lines import Lines
 from llmtrain.sync.transport.session import Caller
 from llmtrain.tasks.ending import Ending, tell_end
 from llmtrain.train.build import build_parts, build_replica
@@ -122,10 +124,19 @@ def run_replica(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) 
         replace_text(run_dir / paths.TOKENIZER, (prepared / paths.TOKENIZER).read_text())
     stop.defer()
     caller = Caller(info.replica, info.rank, info.restart)
-    line = Line(store, caller, run.sync.dead_after_s)
+    line = _line(store, caller, run.sync, parts.sync.sizes())
     status = Replica(parts, line, stop).run(line)
     log.info("%s", status)
     return EXIT_OK
+
+
+def _line(
+    store: TCPStore, caller: Caller, sync: ServedConfig, sizes: dict[str, int]
+) -> Line | Lines:
+    """Return the line to whoever holds the weights."""
+    if sync.servers == 1:
+        return Line(store, caller, sync.dead_after_s)
+    return Lines(store, caller, sync.dead_after_s, owners(sizes, sync.servers))
 
 
 def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console) -> Path:

@@ -20,7 +20,6 @@ from llmtrain.sync.server.core import ServerCore
 from llmtrain.sync.server.messages import (
     Bye,
     Checkpoint,
-    Heartbeat,
     Hello,
     Message,
     Push,
@@ -31,7 +30,8 @@ from llmtrain.sync.server.messages import (
     Stop,
     Weights,
 )
-from llmtrain.sync.server.packing import OPTIMIZER, WEIGHTS, pack, under, unpack
+from llmtrain.sync.server.opening import open_core
+from llmtrain.sync.server.packing import WEIGHTS, pack, under
 from llmtrain.sync.server.tensors import Tensors
 from llmtrain.sync.transport.frame import Frame
 from llmtrain.sync.transport.hub import Answers
@@ -139,14 +139,7 @@ class Conductor:
         """Let time pass."""
         if self._stage is None:
             return []
-        now = self.now()
-        replies: Replies = []
-        for worker in alive:
-            if worker in self._incarnations:
-                beat = Heartbeat(worker=worker, incarnation=self._incarnations[worker])
-                # Where a grace has ended, the first beat closes the round and frees others.
-                replies += self._stage.core.handle(beat, now)
-        replies += self._stage.core.tick(now)
+        replies = self._stage.core.tick(self.now(), alive)
         self._look(self._stage)  # the round that a grace has ended may make a step whole
         answers = [*self._answer(replies)]
         if self._rest is not None:
@@ -193,22 +186,14 @@ class Conductor:
         self._saved_step = self.state.step
         self._stage = self._opening(under(WEIGHTS, frame.tensors), self.plan, self.state)
         core, plain = self._stage.core, said["server"]
+        tokens = self.state.step * self.plan.tokens_per_step
+        open_core(core, plain and plain["core"], frame.tensors, tokens)
         if plain is not None:
             self._zero = plain["now"]
-            state = unpack(plain["core"], frame.tensors)
             self._stage.journal.load(plain["journal"])
-        else:
-            state = core.state_dict()
-            state["tokens"] = self.state.step * self.plan.tokens_per_step
-            # What another mode's optimizer knows is the server's from now on.
-            for path, tensor in under(OPTIMIZER, frame.tensors).items():
-                name, key = path.split("|")
-                state["rule"]["optimizer"].setdefault(name, {})[key] = tensor
-        core.load_state_dict(state)
-        core.wait_for_all()
         self._log.begin(-1.0 if plain is None else plain["now"])
         self._zero -= self._clock()
-        core.rest_at_tokens = self._stage.clock.next_rest(core.tokens)
+        core.plan_rest(self._stage.clock.next_rest(core.tokens))
 
     def _begin_if_all_are_here(self, worker: int) -> Answers:
         """Let all replicas join at once, in their order: who came first must not matter."""
@@ -287,7 +272,7 @@ class Conductor:
         fields = {
             "version": reply.version, "tokens": reply.tokens, "local_steps": reply.local_steps,
             "position": self._first_sample + reply.steps * self._run.train.global_batch_size,
-            **also,
+            **self._stamp, **also,
         }  # fmt: skip
         return Frame("weights", fields, reply.weights)
 
@@ -310,7 +295,7 @@ class Conductor:
             step=step,
             evaluates=clock.evaluates(self.state.evaluated_step, step) and not stopping,
             saves=clock.saves(self._saved_step, step) or stopping,
-            weights=lambda: core.state_dict()["rule"]["weights"],
+            weights=lambda: (core.show_weights(), self._stamp),
             state=self._packed,
             evaluated=self._evaluated,
             description=self._description,
@@ -318,10 +303,16 @@ class Conductor:
         )  # fmt: skip
         return self._rest.begin()
 
-    def _packed(self) -> tuple[Any, Tensors]:
-        plain, tensors = pack(self._started.core.state_dict())
+    @property
+    def _stamp(self) -> dict[str, Any]:
+        """What a replica needs in order to fetch, at several servers, what one would have sent."""
+        stamp = self._started.core.stamp
+        return {} if stamp is None else {"stamp": stamp}
+
+    def _packed(self) -> tuple[Tensors, dict[str, Any]]:
+        plain, tensors = pack(self._started.core.show_state())
         said = {"core": plain, "now": self.now(), "journal": self._started.journal.state()}
-        return said, tensors
+        return tensors, {"server": said, **self._stamp}
 
     def _evaluated(self, report: dict[str, Any]) -> bool:
         """Take note of an evaluation; return whether these weights are to be kept for it."""
@@ -341,7 +332,7 @@ class Conductor:
         patience = self._run.train.early_stop_evals
         if patience is not None and self.state.evals_without_best >= patience:
             self._started.journal.say(f"stopped early: no better in {patience} evals")
-            self._started.core.stopping = True
+            self._started.core.plan_rest(None, stopping=True)
             return True
         return is_best and self._run.checkpoint.save_best
 
@@ -360,9 +351,9 @@ class Conductor:
         self._rest, core = None, self._started.core
         if rest.saves:
             self._saved_step = rest.step
-        if self.status != "completed" or core.stopped:
-            core.stopping = True
-        core.rest_at_tokens = None if core.stopping else self._started.clock.next_rest(core.tokens)
+        stopping = self.status != "completed" or core.stopped
+        next_rest = None if stopping else self._started.clock.next_rest(core.tokens)
+        core.plan_rest(next_rest, stopping=stopping)
         self._started.journal.pause(time.perf_counter() - self._rest_s)
         more = list(answers)
         for worker in sorted(rest.present):

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from llmtrain.checkpoint.tensors import model_tensors, optimizer_tensors, sync_tensors
 from llmtrain.sync.served import Served
 from llmtrain.sync.transport.frame import Frame
-from llmtrain.sync.transport.line import Line
 from llmtrain.train.evaluate import evaluate
 from llmtrain.train.local_steps import LocalResult, LocalSteps
 from llmtrain.train.rest import COMMIT, EVALUATE, WRITE
@@ -33,6 +32,16 @@ class Traffic(Protocol):
 
     def traffic(self) -> int:
         """Return the bytes that went both ways since it was last asked."""
+
+
+class ToServer(Protocol):
+    """Asks the server, or several."""
+
+    def ask(self, frame: Frame) -> Frame:
+        """Say `frame` and return the answer, however long it takes."""
+
+    def close(self) -> None:
+        """Give no more signs of life."""
 
 
 class Replica:
@@ -61,7 +70,7 @@ class Replica:
         """Samples of a step of all replicas."""
         return self._p.plan.global_batch_size
 
-    def run(self, line: Line) -> str:
+    def run(self, line: ToServer) -> str:
         """Train until the server says that it is over. Collective over the replica.
 
         Args:
@@ -86,7 +95,7 @@ class Replica:
         """Read no more data."""
         self._p.loader.close()
 
-    def _ask(self, line: Line, frame: Frame) -> Frame:
+    def _ask(self, line: ToServer, frame: Frame) -> Frame:
         started = time.perf_counter()
         answer = line.ask(frame)
         self.wait_s = time.perf_counter() - started

@@ -27,10 +27,10 @@ class Rest:
     evaluates: bool
     saves: bool
     """Whether a checkpoint is due whatever an evaluation says."""
-    weights: Callable[[], Tensors]
-    """The weights, by place and parameter."""
-    state: Callable[[], tuple[Any, Tensors]]
-    """The server's state, packed."""
+    weights: Callable[[], tuple[Tensors, dict[str, Any]]]
+    """The weights, by place and parameter, and what to say with them."""
+    state: Callable[[], tuple[Tensors, dict[str, Any]]]
+    """The server's state, packed: its tensors, and what to say with them."""
     evaluated: Callable[[dict[str, Any]], bool]
     """Takes note of an evaluation; returns whether these weights are to be saved for it."""
     description: Callable[[], dict[str, Any]]
@@ -87,10 +87,11 @@ class Rest:
         lead = min(self.present)
         fields: dict[str, Any] = {"what": phase, "number": self._number, "step": self.step}
         if phase == EVALUATE:
-            self._orders = {lead: Frame("order", fields, self.weights())}
+            tensors, said = self.weights()
+            self._orders = {lead: Frame("order", {**fields, **said}, tensors)}
         elif phase == WRITE:
-            plain, tensors = self.state()
-            own = {**fields, "lead": True, "server": plain}
+            tensors, said = self.state()
+            own = {**fields, "lead": True, **said}
             self._orders = {w: Frame("order", {**fields, "lead": False}) for w in self.present}
             self._orders[lead] = Frame("order", own, tensors)
         elif phase == COMMIT:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.support.runs import SYNTHETIC, TINY, environment, metric_lines
+from tests.support.runs import SYNTHETIC, TINY, environment, metric_lines, validation_losses
 
 pytestmark = [
     pytest.mark.integration,
@@ -86,8 +86,8 @@ def pushes(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "pushes.jsonl").read_text().splitlines()]
 
 
-def process(run_dir: Path, replica: int | None) -> int | None:
-    """Return the process id of a replica's worker, or of the server."""
+def process(run_dir: Path, replica: int | None, server: int = 0) -> int | None:
+    """Return the process id of a replica's worker, or of a server."""
     for entry in Path("/proc").iterdir():
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
@@ -97,7 +97,7 @@ def process(run_dir: Path, replica: int | None) -> int | None:
         if b"llmtrain.worker" not in words or str(run_dir).encode() not in words:
             continue
         wanted = f"LLMTRAIN_REPLICA={replica}".encode()
-        is_server = b"--server" in words
+        is_server = words[-3:-1] == [b"--server", str(server).encode()]
         if is_server if replica is None else wanted in env:
             return int(entry.name)
     return None
@@ -177,6 +177,38 @@ def test_replicas_of_any_layout_compute_the_same(layout: str, sync: str, tmp_pat
     assert distance(plain, cut) <= SAME_LAYOUT
 
 
+def test_two_servers_compute_what_one_does(tmp_path: Path) -> None:
+    words = (*TWO, "sync=ssp", "sync.max_staleness=0", "train.precision=fp32",
+             "train.eval_every_steps=16")  # fmt: skip
+    one = train(tmp_path / "one", *words)
+    both = train(tmp_path / "both", *words, "sync.servers=2")
+    assert distance(one, both, "") == 0.0
+    keys = ("step", "loss", "grad_norm", "tokens", "lr")
+    lines = [[[line[k] for k in keys] for line in metric_lines(run)] for run in (one, both)]
+    assert lines[0] == lines[1] and len(lines[0]) == STEPS
+    assert validation_losses(one) == validation_losses(both) and len(validation_losses(one)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sync=quorum_diloco sync.sync_every_steps=4 strategy=hybrid strategy.tp=2",
+        "sync=quorum_diloco sync.sync_every_steps=4 strategy=hybrid strategy.pp=2 "
+        "train.micro_batch_size=1 model.n_layers=4",
+        "sync=ssp sync.max_staleness=0 strategy=data strategy.zero=3 strategy.dp_shard=2",
+    ],
+)
+def test_servers_hold_parts_of_replicas_of_any_layout(words: str, tmp_path: Path) -> None:
+    run_dir, exact = tmp_path / "run", ("strategy.dp_replicate=2", "train.precision=fp32")
+    straight = train(tmp_path / "straight", *words.split(), *exact, "sync.servers=1")
+    # As many servers as a start wishes: a checkpoint has whole tensors.
+    train(run_dir, *words.split(), *exact, "sync.servers=2", steps=EVERY)
+    train(run_dir, *words.split(), *exact, "sync.servers=1", steps=2 * EVERY)
+    train(run_dir, *words.split(), *exact, "sync.servers=2")
+    assert distance(straight, run_dir, "") == 0.0
+
+
 @pytest.mark.slow
 def test_another_mode_and_layout_goes_on_from_a_server(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
@@ -216,7 +248,7 @@ ALONE = {
 """Modes whose numbers do, with one replica."""
 CASES = {**{n: (*TWO, *w) for n, w in EXACT.items()},
          **{n: ("strategy=single", *w) for n, w in ALONE.items()}}  # fmt: skip
-LONG = 160
+LONG = 96
 
 
 @pytest.mark.slow
@@ -247,6 +279,7 @@ def test_a_run_that_is_stopped_and_killed_goes_on_exactly(mode: str, tmp_path: P
     assert kept[0] == kept[1] and kept[0]
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_kill_minus_nine_of_one_of_three_replicas(tmp_path: Path) -> None:
     run_dir, steps = tmp_path / "run", 400
@@ -297,20 +330,31 @@ def test_a_replica_that_keeps_dying_is_done_without(tmp_path: Path) -> None:
 
 
 @pytest.mark.chaos
-def test_a_server_that_dies_is_told_and_its_checkpoint_goes_on(tmp_path: Path) -> None:
-    words = (*TWO, *EXACT["ssp"], "train.precision=fp32")
+@pytest.mark.parametrize(
+    "servers, victim, name",
+    [
+        pytest.param(1, 0, "the server", marks=pytest.mark.slow),
+        pytest.param(2, 0, "server 0", marks=pytest.mark.slow),
+        (2, 1, "server 1"),
+    ],
+)
+def test_a_server_that_dies_is_told_and_its_checkpoint_goes_on(
+    servers: int, victim: int, name: str, tmp_path: Path
+) -> None:
+    words = (*TWO, *EXACT["ssp"], "train.precision=fp32", f"sync.servers={servers}")
     straight = train(tmp_path / "straight", *words, steps=LONG)
     run_dir = tmp_path / "run"
     launcher = start(run_dir, *words, steps=LONG)
     wait_until(lambda: newest_step(run_dir) >= EVERY, "the first checkpoint")
-    os.kill(process(run_dir, None) or 0, signal.SIGKILL)
+    os.kill(process(run_dir, None, victim) or 0, signal.SIGKILL)
     said = end(launcher)
     assert launcher.returncode == 1
-    assert "the server failed" in said and "SIGKILL" in said and "newest checkpoint" in said
+    assert f"{name} failed" in said and "SIGKILL" in said and "newest checkpoint" in said
     assert "Traceback" not in said
     told = result(run_dir)
     assert told["status"] == "failed" and "server" in told["error"]
     assert process(run_dir, 0) is None and process(run_dir, 1) is None
+    assert all(process(run_dir, None, server) is None for server in range(servers))
     train(run_dir, *words, steps=LONG)
     assert distance(straight, run_dir, "") == 0.0
 
@@ -366,6 +410,7 @@ def test_refusals(tmp_path: Path) -> None:
         (("sync=async_ps", "sync.min_replicas=3", *TWO), "sync.min_replicas=3"),
         (("sync=async_ps", "metrics.trace=true", *TWO), "metrics.trace"),
         (("sync=async_ps", "sync.staleness_policy=reject", *TWO), "sync.max_versions"),
+        (("sync=async_ps", "sync.servers=3", *TWO), "sync.servers=2"),
     ):
         done = subprocess.run(
             command(tmp_path / "run", *words), env=environment(), capture_output=True, text=True,

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 
 from llmtrain.errors import ConfigError
-from llmtrain.sync.transport.frame import Frame
-from llmtrain.train.conductor import Conductor
 from tests.numerics.test_simulate import EVERY, equal, saved, simulate
 from tests.support.runs import metric_lines
 
@@ -38,32 +36,6 @@ def test_a_grace_ends_when_it_is_over(tmp_path: Path) -> None:
     simulate(tmp_path / "again", *SMALL, *words[:4], "checkpoint.every_steps=null", *replay,
              workers=4)  # fmt: skip
     assert equal(saved(tmp_path / "run"), saved(tmp_path / "again"))
-
-
-def test_what_heartbeats_free_is_told() -> None:
-    """A server that looks at the clock answers those whom the first beat has set free."""
-    freed = [(1, object())]
-
-    class Core:
-        def handle(self, message: Any, now: float) -> list[Any]:
-            return freed if message.worker == 0 else []
-
-        def tick(self, now: float) -> list[Any]:
-            return []
-
-    class Told(Conductor):
-        def __init__(self) -> None:
-            self._stage: Any = type("Stage", (), {"core": Core()})
-            self._rest, self._incarnations = None, {0: 0, 1: 0}
-            self._clock, self._zero = (lambda: 0.0), 0.0
-
-        def _look(self, stage: Any) -> None:
-            pass
-
-        def _answer(self, replies: Any) -> Any:
-            return [(worker, Frame("weights")) for worker, _ in replies]
-
-    assert [worker for worker, _ in Told().tick([0, 1])] == [1]
 
 
 @pytest.mark.parametrize("mode", ["sync=allreduce", "sync=ssp sync.max_staleness=1"])

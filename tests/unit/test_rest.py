@@ -11,8 +11,8 @@ from llmtrain.train.token_clock import TokenClock
 
 def rest(*, evaluates: bool, saves: bool, best: bool = False, present: int = 3) -> Rest:
     return Rest(
-        step=8, evaluates=evaluates, saves=saves, weights=lambda: {"0/a": torch.ones(1)},
-        state=lambda: ({"core": 1}, {"rule|weights|0/a": torch.ones(1)}),
+        step=8, evaluates=evaluates, saves=saves, weights=lambda: ({"0/a": torch.ones(1)}, {}),
+        state=lambda: ({"rule|weights|0/a": torch.ones(1)}, {"server": {"core": 1}}),
         evaluated=lambda report: best, description=lambda: {"val_loss": None},
         present=set(range(present)),
     )  # fmt: skip

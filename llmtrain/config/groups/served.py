@@ -40,9 +40,13 @@ class ServedConfig(SyncConfig):
     breaks is dead at once."""
     max_restarts: int = 3
     """How often a replica that died is started again, in one start of the run."""
+    servers: int = 1
+    """Processes that hold the weights together, each a part of the tensors. They stay at one
+    version; several share the traffic and the arithmetic of a large model."""
 
     def __post_init__(self) -> None:
         _require_positive("sync.min_replicas", self.min_replicas)
+        _require_positive("sync.servers", self.servers)
         require(
             self.dead_after_s > 0, f"sync.dead_after_s={self.dead_after_s} must be positive."
         )  # fmt: skip

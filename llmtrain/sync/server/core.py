@@ -4,8 +4,8 @@
 
 There is no clock, thread or socket inside. Equal messages at equal times in an equal order give
 equal bits, which has three uses: a run replays from its log; a virtual clock runs it in one
-process; and S servers hold a shard each and stay at one version, if the first of them stamps every
-message with its place and time, and the others handle it there.
+process; and several servers hold a shard each and stay at one version, if one of them stamps every
+message with its place and time, and all handle it there (`lead.py`).
 
 A push is taken in (or is a duplicate, or does not count), rounds that are complete move the
 weights, then all are answered who may go on. A duplicate asks again for the permission that was
@@ -17,7 +17,7 @@ most s + 1 ahead, and its weights are then at most (W - 1)(2 s + 1) versions old
 include all pushes of the worker itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from llmtrain.errors import require
 from llmtrain.sync.server.compensation import DelayCompensation
@@ -81,6 +81,8 @@ class ServerCore:
         """Tokens from which on nobody is let go on until everyone is at rest, as after a Save."""
         self.stopping = False
         """Whether training ends here, whatever is left of its tokens."""
+        self.stamp: int | None = None
+        """Number of the last input, where several servers count them (`lead.py`)."""
         self._rule, self._lr, self._compensation = rule, lr, compensation
         self._members = Members()
         self._round = Round()
@@ -126,15 +128,35 @@ class ServerCore:
             direct = self._from_member(message, now)
         return direct + self._proceed(now)
 
-    def tick(self, now: float) -> Replies:
-        """Let time pass: the silent die, and graces end."""
+    def tick(self, now: float, alive: Collection[int] = ()) -> Replies:
+        """Let time pass: the silent die, and graces end.
+
+        Args:
+            now: Seconds.
+            alive: Workers that have given a sign of life since the last tick.
+        """
+        for member in self._members.live():
+            if member.worker in alive:
+                member.heard_s = now
         if self.settings.dead_after_s is not None:
             self._members.expire(self.settings.dead_after_s, now)
         return self._proceed(now)
 
+    def plan_rest(self, at_tokens: int | None, *, stopping: bool = False) -> None:
+        """Have everyone rest once `at_tokens` are in the weights, or have training end here."""
+        self.rest_at_tokens, self.stopping = at_tokens, stopping
+
     def statistics(self) -> dict[int, Counts]:
         """Return what each worker did; not to be written into."""
         return {member.worker: member.counts for member in self._members}
+
+    def show_weights(self) -> Tensors:
+        """Return a copy of the weights, to be looked at."""
+        return clone(self._rule.weights)
+
+    def show_state(self) -> State:
+        """Return `state_dict`, to be saved."""
+        return self.state_dict()
 
     def state_dict(self) -> State:
         """Return copies of all there is but a checkpoint in progress: tensors and plain values."""

@@ -8,6 +8,7 @@ is that of its model, behind the place of the process in its replica that holds 
 """
 
 import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +24,7 @@ WEIGHTS = "rule|weights|"
 OPTIMIZER = "rule|optimizer|"
 """Before the names of the parameters in the state of a server's torch optimizer."""
 
+_PARAMETER = re.compile(r"\d+/")
 _PLACE = re.compile(r"(?:^|\|)(\d+)/")
 
 
@@ -45,6 +47,56 @@ def unpack(plain: Any, tensors: Tensors) -> Any:
     if plain.keys() == {MARK}:
         return tensors[plain[MARK]]
     return {key: unpack(value, tensors) for key, value in plain.items()}
+
+
+def restricted(plain: Any, names: Collection[str]) -> Any:
+    """Return `plain` without the parameters that are not in `names`: one shard's state."""
+    if isinstance(plain, list):
+        return [restricted(item, names) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    return {
+        key: restricted(value, names)
+        for key, value in plain.items()
+        if key in names or not _PARAMETER.match(key)
+    }
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Return the state whose shards `parts` are: what `restricted` took apart.
+
+    Raises:
+        ValueError: when they differ in more than their parameters.
+    """
+    first = parts[0]
+    if all(isinstance(part, dict) for part in parts):
+        keys = dict.fromkeys(key for part in parts for key in part)
+        return {key: joined([part[key] for part in parts if key in part]) for key in keys}
+    if all(isinstance(part, list) and len(part) == len(first) for part in parts):
+        return [joined(items) for items in zip(*parts, strict=True)]
+    if any(part != first for part in parts):
+        raise ValueError(f"shards of one server's state differ: {parts}")
+    return first
+
+
+def owners(sizes: Mapping[str, int], servers: int) -> dict[str, int]:
+    """Return which server holds each parameter: the largest first, each to whoever has least.
+
+    Args:
+        sizes: Elements of each parameter, by "place/name".
+        servers: Servers.
+    """
+    held = [0] * servers
+    owner = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        owner[name] = min(range(servers), key=held.__getitem__)
+        held[owner[name]] += sizes[name]
+    return owner
+
+
+def placed_name(path: str) -> str:
+    """Return the parameter that a path speaks of, as the server names it: "place/name"."""
+    return next(part for part in path.split(SEPARATOR) if _PARAMETER.match(part))
 
 
 def paths_of(plain: Any) -> list[str]:
@@ -92,8 +144,7 @@ def without_place(path: str) -> str:
 
 def parameter_of(path: str) -> str:
     """Return the parameter that a path speaks of, as its model names it."""
-    parts = path.split(SEPARATOR)
-    return next(p.partition("/")[2] for p in parts if re.match(r"\d+/", p))
+    return placed_name(path).partition("/")[2]
 
 
 def under(prefix: str, tensors: Tensors) -> Tensors:

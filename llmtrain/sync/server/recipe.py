@@ -45,15 +45,20 @@ def build_core(
         optimizer: Builds the run's optimizer over tensors by name, for modes in which it is the
             server that steps.
     """
-    alone: dict[str, object] = {"stop_tokens": total_tokens, "step_tokens": step_tokens}
-    if isinstance(config, ServedConfig):
-        alone |= {"min_workers": config.min_replicas, "dead_after_s": config.dead_after_s}
-    settings = ServerSettings(**alone, **_settings(config))  # type: ignore[arg-type]
+    settings = core_settings(config, total_tokens=total_tokens, step_tokens=step_tokens)
     if isinstance(config, AsyncPSConfig | SSPConfig):
         rule: UpdateRule = OptimizerRule(weights, optimizer)
         return ServerCore(rule, settings, lr, _compensation(config, weights))
     outer_lr = getattr(config, "outer_lr", 1.0)
     return ServerCore(_outer_rule(config, weights, replicas), settings, lambda tokens: outer_lr)
+
+
+def core_settings(config: SyncConfig, *, total_tokens: int, step_tokens: int) -> ServerSettings:
+    """Return what the mode `config` does with pushes; arguments are those of `build_core`."""
+    alone: dict[str, object] = {"stop_tokens": total_tokens, "step_tokens": step_tokens}
+    if isinstance(config, ServedConfig):
+        alone |= {"min_workers": config.min_replicas, "dead_after_s": config.dead_after_s}
+    return ServerSettings(**alone, **_settings(config))  # type: ignore[arg-type]
 
 
 def _settings(config: SyncConfig) -> dict[str, object]:

@@ -170,6 +170,23 @@ class Elastic:
         copy_into(self.weights, state["weights"])
 
 
+class NoWeights:
+    """The rule of a server that decides for others and holds no weights itself."""
+
+    def __init__(self) -> None:
+        self.weights: Tensors = {}
+
+    def apply(self, update: Tensors, lr: float) -> None:
+        """Move nothing."""
+
+    def state_dict(self) -> State:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take nothing back."""
+
+
 def _copied(value: object) -> object:
     """Return a copy of a tensor, anything else as it is."""
     return value.detach().clone() if isinstance(value, Tensor) else value

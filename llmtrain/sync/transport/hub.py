@@ -11,7 +11,7 @@ desk sees is one push of the whole, and all of them are answered from one versio
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,12 +34,6 @@ class Desk(Protocol):
 
     def lost(self, worker: int) -> Answers:
         """Take note that a replica's line has broken."""
-
-    def tick(self, alive: Sequence[int]) -> Answers:
-        """Let time pass; `alive` have given a sign of life since the last tick."""
-
-    def stop(self, status: str) -> Answers:
-        """Have everyone save and end."""
 
 
 @dataclass
@@ -94,15 +88,10 @@ class Hub:
         with self._lock:
             self._drop(worker, line)
 
-    def tick(self, alive: Sequence[int]) -> None:
-        """Let the desk look at the clock."""
+    def act(self, action: Callable[[], Answers]) -> None:
+        """Have the desk do what no replica has asked for; `action` is not to wait."""
         with self._lock:
-            self._deliver(self._desk.tick(alive))
-
-    def stop(self, status: str) -> None:
-        """Have everyone save and end, as `status` says: stopped | preempted."""
-        with self._lock:
-            self._deliver(self._desk.stop(status))
+            self._deliver(action())
 
     @property
     def lines(self) -> int:

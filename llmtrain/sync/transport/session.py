@@ -103,21 +103,23 @@ class Session:
         return decode(*parts)
 
 
-def call(store: dist.Store, caller: Caller) -> Session:
-    """Knock at the server's door and return the line to it."""
-    number = store.add("door/knocks", 1)
-    store.set(f"door/{number}", json.dumps(dataclasses.asdict(caller)))
-    return Session(store, f"line/{number}", answers=False)
+def call(store: dist.Store, caller: Caller, server: int = 0) -> Session:
+    """Knock at a server's door and return the line to it."""
+    number = store.add(f"door/{server}/knocks", 1)
+    store.set(f"door/{server}/{number}", json.dumps(dataclasses.asdict(caller)))
+    return Session(store, f"line/{server}/{number}", answers=False)
 
 
-def knocks(store: dist.Store) -> Iterator[tuple[Caller, str] | None]:
-    """Yield who knocks with the name of the line to be; None now and then while nobody does."""
+def knocks(store: dist.Store, server: int = 0) -> Iterator[tuple[Caller, str] | None]:
+    """Yield who knocks at a server's door with the name of the line to be; None now and then while
+    nobody does."""
     number = 1
     while True:
         try:
-            store.wait([f"door/{number}"], GLANCE)
+            store.wait([f"door/{server}/{number}"], GLANCE)
         except dist.DistStoreError:
             yield None
             continue
-        yield Caller(**json.loads(store.get(f"door/{number}"))), f"line/{number}"
+        caller = Caller(**json.loads(store.get(f"door/{server}/{number}")))
+        yield caller, f"line/{server}/{number}"
         number += 1

@@ -25,7 +25,7 @@ def keep_signals(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stop_outside_of_train_leaves_no_traceback(
     raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(run_dir: str, stop: StopRequest, *, as_server: bool) -> int:
+    def train(run_dir: str, stop: StopRequest, *, server: int | None) -> int:
         stop.signum = signal.SIGINT
         raise raised
 

@@ -143,7 +143,7 @@ def test_a_round_waits_out_its_grace_once_its_quorum_is_there() -> None:
     push(core, 1, 1, 0, now=101.0)
     assert core.tick(105.9) == [] and core.version == 0
     push(core, 0, 1, 0, now=105.9)
-    assert [worker for worker, _ in core.tick(106.0)] == [0, 1, 3]
+    assert [worker for worker, _ in core.tick(106.0, [0, 1, 3])] == [0, 1, 3]
     assert core.version == 1
     # Nobody is left to wait for: no grace.
     for worker in (0, 1, 2):

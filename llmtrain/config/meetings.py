@@ -75,12 +75,13 @@ def check_simulation(run: RunConfig, processes: int) -> None:
 
 def _check_served(run: RunConfig, sync: ServedConfig, replicas: int, pp: int) -> None:
     """Refuse what a run with a server cannot do."""
+    is_virtual = run.sync.simulate.workers is not None
+    more = "sync.simulate.workers" if is_virtual else "strategy.dp_replicate"
     for key in ("min_replicas", "quorum"):
         wanted = getattr(sync, key, None) or 1
         require(
             wanted <= replicas,
-            f"sync.{key}={wanted} of {replicas} replicas; lower it, or raise "
-            "strategy.dp_replicate.",
+            f"sync.{key}={wanted} of {replicas} replicas; lower it, or raise {more}.",
         )
     require(
         sync.payload != "gradient" or run.optimizer.name in ELEMENTWISE,
@@ -95,11 +96,12 @@ def _check_served(run: RunConfig, sync: ServedConfig, replicas: int, pp: int) ->
         f"has, which is {most} of model.n_layers={run.model.n_layers}; try sync.servers={most} or "
         "fewer.",
     )
-    require(
-        not run.metrics.trace,
-        f"metrics.trace=true traces steps that all processes take at once, and sync={sync.name} "
-        "has none; leave it out.",
-    )
+    for key in ("trace", "record"):
+        require(
+            not getattr(run.metrics, key),
+            f"metrics.{key}=true is about steps that all processes take at once, and "
+            f"{'a simulation' if is_virtual else f'sync={sync.name}'} has none; leave it out.",
+        )
 
 
 def _check_compression(run: RunConfig, sync: AllReduceConfig, axes: Mapping[str, int]) -> None:

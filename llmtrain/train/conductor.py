@@ -323,6 +323,7 @@ class Conductor:
             {
                 "step": self.state.step, "val_loss": report["val_loss"], "val_ppl": perplexity,
                 "val_tokens": report["val_tokens"], "time": time.time(),
+                **({"virtual_s": self.now()} if self._is_virtual else {}),
             }
         )  # fmt: skip
         self._started.journal.say(

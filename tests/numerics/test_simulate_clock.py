@@ -20,7 +20,8 @@ SMALL = ("model.n_layers=1", "model.dim=16", "model.n_heads=2")
 
 
 def told(run_dir: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in x.items() if k not in WALL} for x in metric_lines(run_dir)]
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in WALL} for line in lines]
 
 
 def test_a_grace_ends_when_it_is_over(tmp_path: Path) -> None:
@@ -51,6 +52,7 @@ def test_a_cut_run_tells_what_an_uncut_one_does(mode: str, tmp_path: Path) -> No
     simulate(cut, *words)
     assert equal(saved(straight), saved(cut))
     assert told(straight) == told(cut)
+    assert all("virtual_s" in line for line in told(straight))
 
 
 def test_a_log_of_a_real_run_ends_with_goodbyes(tmp_path: Path) -> None:

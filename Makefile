@@ -23,7 +23,7 @@ train: setup  ## the main job: a character-level GPT on the shipped text; ARGS="
 	$(BIN)/llmtrain train experiment=shakespeare_char_cpu strategy=hybrid strategy.tp=1 strategy.dp_replicate=-1 $(ARGS)
 
 test: setup  ## every test but the long ones; ARGS="-k name" selects
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-chaos: setup  ## the long tests, and those that kill, interrupt and corrupt
 	$(BIN)/python -m pytest -m "slow or chaos" --timeout 1800 $(ARGS)

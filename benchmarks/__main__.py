@@ -16,28 +16,32 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.case import CASES, Case
+from benchmarks.case import CASES
 from benchmarks.contender import Contender
 from benchmarks.strategies import STRATEGIES, measure_strategies
 from llmtrain.launch.environment import worker_environment
 from llmtrain.train.peak import measure_matmul_flops
 from tests.support.runs import compose_run, freeze_run
 
+PEAK_SIZES = {"cpu": 2048, "cuda": 8192}
+"""Rows and columns of the matrices whose product is the peak."""
 
-def measure(number: int, case: Case, rounds: int, folder: Path) -> dict[str, float | str]:
-    """Return the row of `case`."""
+
+def measure(device: str, number: int, rounds: int, folder: Path) -> dict[str, float | str]:
+    """Return the row of the case `number` of `device`."""
+    case = CASES[device][number]
     quiet = ("metrics.progress=false", "train.sample_tokens=0", "metrics.peak_tflops=1.0")
     run_dir = freeze_run(folder / str(number), *case.overrides, *quiet)
     launcher = compose_run(*case.overrides).launcher
     ours_env = worker_environment(launcher, 1)
-    ours = Contender("ours", number, run_dir, ours_env)
-    plain = Contender("plain", number, run_dir, os.environ)
+    ours = Contender("ours", device, number, run_dir, ours_env)
+    plain = Contender("plain", device, number, run_dir, os.environ)
     tokens = case.batch * case.seq_len * case.steps_per_round
     ours_s, plain_s, peaks = [], [], []
     for _ in range(rounds):
         ours_s.append(ours.seconds(case.steps_per_round))
         plain_s.append(plain.seconds(case.steps_per_round))
-        peaks.append(measure_matmul_flops(torch.bfloat16, size=2048))
+        peaks.append(measure_matmul_flops(torch.bfloat16, device, PEAK_SIZES[device]))
     ours.close()
     plain.close()
     rate = tokens / statistics.median(ours_s)
@@ -69,9 +73,10 @@ def main() -> None:
     """Measure every case and every strategy, and print a table of each."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds of each")
+    parser.add_argument("--device", default="cpu", choices=CASES, help="of the plain loop's cases")
     parser.add_argument(
         "--case", type=int, action="append", default=[],
-        help=f"only this case beside the plain loop, 0 to {len(CASES) - 1}; may be repeated",
+        help="only this case beside the plain loop, from 0; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--strategy", action="append", default=[], choices=STRATEGIES,
@@ -80,16 +85,17 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="strategies'")
     parser.add_argument("--json", action="store_true", help="one JSON object a row on stdout")
     args = parser.parse_args()
+    on_cpu = args.device == "cpu"
     everything = not args.case and not args.strategy
     with tempfile.TemporaryDirectory(prefix="llmtrain-bench-") as name:
         folder = Path(name)
         cases = [
-            measure(number, CASES[number], args.rounds, folder)
-            for number in (range(len(CASES)) if everything else args.case)
+            measure(args.device, number, args.rounds, folder)
+            for number in (range(len(CASES[args.device])) if everything else args.case)
         ]
         if cases:
             show(cases, "one process beside a plain-PyTorch loop", as_json=args.json)
-        if everything or args.strategy:
+        if args.strategy or (everything and on_cpu):
             rows = measure_strategies(
                 args.strategy or list(STRATEGIES), args.precision, args.rounds, folder
             )

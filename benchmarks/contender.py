@@ -12,13 +12,15 @@ class Contender:
     """One or several ranks of `benchmarks.side`, which run steps together when told to."""
 
     def __init__(
-        self, kind: str, number: int, run_dir: Path, env: Mapping[str, str], world_size: int = 1
-    ) -> None:
+        self, kind: str, device: str, number: int, run_dir: Path, env: Mapping[str, str],
+        world_size: int = 1,
+    ) -> None:  # fmt: skip
         """Start the processes and wait until they have warmed up.
 
         Args:
             kind: ours | plain.
-            number: Of the case, which the plain loop needs.
+            device: cpu | cuda.
+            number: Of the device's case, which the plain loop needs.
             run_dir: A frozen run.
             env: The environment of every process.
             world_size: How many.
@@ -28,7 +30,7 @@ class Contender:
             port = free.getsockname()[1]
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.side", kind, str(number), str(run_dir)],
+                [sys.executable, "-m", "benchmarks.side", kind, device, str(number), str(run_dir)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 env={**env, **_rank(rank, world_size, port)},
             )

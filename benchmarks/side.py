@@ -1,6 +1,6 @@
 """One side of a comparison, in a process of its own: answers "N" with the seconds N steps took.
 
-`python -m benchmarks.side ours|plain CASE_NUMBER RUN_DIR` reads counts from stdin.
+`python -m benchmarks.side ours|plain cpu|cuda CASE_NUMBER RUN_DIR` reads counts from stdin.
 """
 
 import json
@@ -29,7 +29,7 @@ from tests.support.plain_loop import PlainGPT, plain_steps
 def ours(run_dir: Path) -> tuple[Callable[[int], None], float]:
     """Return what runs N steps of the real trainer, and its FLOPs a token."""
     run = store.load_run_config(run_dir / paths.CONFIG)
-    info = rank_info("cpu")
+    info = rank_info(run.train.device)
     rendezvous = open_store()
     init_process_group(info, rendezvous)
     console = Console(quiet=True)
@@ -47,8 +47,8 @@ def ours(run_dir: Path) -> tuple[Callable[[int], None], float]:
     return steps, parts.plan.flops_per_token or 0.0
 
 
-def plain(case: Case, run_dir: Path) -> tuple[Callable[[int], None], float]:
-    """Return what runs N steps of the plain loop, on batches made ahead of time."""
+def plain(case: Case, run_dir: Path, device: torch.device) -> tuple[Callable[[int], None], float]:
+    """Return what runs N steps of the plain loop, on batches that lie ready on `device`."""
     run = store.load_run_config(run_dir / paths.CONFIG)
     dataset = TokenDataset(prepare(run.data, run.tokenizer), "train")
     loader = Loader(
@@ -56,10 +56,15 @@ def plain(case: Case, run_dir: Path) -> tuple[Callable[[int], None], float]:
         micro_batch_size=case.batch, dp_rank=0, dp_size=1,
     )  # fmt: skip
     ready = [
-        (b.input_ids, b.labels) for (b,) in (loader.load(step * case.batch) for step in range(64))
+        (b.input_ids.to(device), b.labels.to(device))
+        for (b,) in (loader.load(step * case.batch) for step in range(64))
     ]
     torch.manual_seed(0)
     model = PlainGPT(dataset.vocab_size, case.dim, case.layers, case.heads, case.seq_len)
+    model.to(device)
+    for block in model.blocks:
+        if case.compiled:
+            block.compile()
     loop = plain_steps(model, lambda step: ready[step % 64], 10**5, bf16=case.bf16)
 
     def steps(count: int) -> None:
@@ -71,14 +76,20 @@ def plain(case: Case, run_dir: Path) -> tuple[Callable[[int], None], float]:
 
 def main() -> None:
     """Serve."""
-    side, number, run_dir = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    side, device, number, run_dir = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(max(1, torch.get_num_threads()))
-    steps, flops = ours(run_dir) if side == "ours" else plain(CASES[number], run_dir)
+    if side == "ours":
+        steps, flops = ours(run_dir)
+    else:
+        steps, flops = plain(CASES[device][number], run_dir, torch.device(device))
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     steps(3)
+    wait()
     print(json.dumps({"flops_per_token": flops}), flush=True)
     for line in sys.stdin:
         t0 = time.perf_counter()
         steps(int(line))
+        wait()
         print(json.dumps({"seconds": time.perf_counter() - t0}), flush=True)
     if dist.is_initialized():
         dist.destroy_process_group()

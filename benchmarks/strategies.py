@@ -26,7 +26,7 @@ STRATEGIES = {
 COMMON = (
     "model=gpt_10m", "model.seq_len=256", "tokenizer=bpe", "train.global_batch_size=16",
     "train.steps=100000", "scheduler.warmup_steps=100", "metrics.progress=false",
-    "metrics.peak_tflops=1.0", "train.sample_tokens=0",
+    "metrics.peak_tflops=1.0", "train.sample_tokens=0", "train.device=cpu",
 )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def _start(name: str, words: str, processes: int, common: Sequence[str], folder:
     words_of = (*common, *words.split())
     launcher = compose_run(*words_of).launcher
     run_dir = freeze_run(folder / name, *words_of, world_size=processes)
-    return Contender("ours", 0, run_dir, worker_environment(launcher, processes), processes)
+    return Contender("ours", "cpu", 0, run_dir, worker_environment(launcher, processes), processes)
 
 
 def _limit(run_dir: Path) -> float:

@@ -61,9 +61,10 @@ class Served:
     @torch.no_grad()
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the weights that the server sent into the model."""
-        self._received = {
-            without_place(name): tensor.clone() for name, tensor in tensors.items()
-        }  # fmt: skip
+        local = self._weights.local()
+        own = {without_place(name): tensor for name, tensor in tensors.items()}
+        # What travelled lies on the CPU: how far a step went is computed where the model is.
+        self._received = {name: t.to(local[name].device, copy=True) for name, t in own.items()}
         self._weights.take(self._received)
 
     @torch.no_grad()
@@ -132,8 +133,9 @@ class Served:
             name, key = path.split("|")
             parameter = named[name]
             shard = value.ndim > 0 and value.shape == to_local(parameter).shape
-            laid = cut_like(value.clone(), parameter) if shard else value.clone()
-            owners[parameter].state[parameter][key] = laid
+            # Counters stay where the server has them: what optimizers want differs.
+            kept = value.to(parameter.device, copy=True) if shard else value.clone()
+            owners[parameter].state[parameter][key] = cut_like(kept, parameter) if shard else kept
 
     def describe(self) -> dict[str, Any]:
         """Return the mode, the layout that its state is of, and the server's state as JSON."""

@@ -13,7 +13,12 @@ from llmtrain.console import make_console
 from llmtrain.data.dataset import TokenDataset
 from llmtrain.data.loader import Batch, ValidationBatches
 from llmtrain.data.prepare import prepare
-from llmtrain.distributed.env import init_process_group, open_store, rank_info
+from llmtrain.distributed.env import (
+    destroy_process_group,
+    init_process_group,
+    open_store,
+    rank_info,
+)
 from llmtrain.errors import EXIT_OK, CheckpointError
 from llmtrain.parallel.precision import Precision
 from llmtrain.tasks.inference import load_trained
@@ -50,7 +55,12 @@ def run_evaluate(config: EvaluateConfig) -> int:
         with precision.autocast(info.device):
             return token_loss_sum(trained.model(batch.input_ids), batch.labels)
 
-    result = evaluate(trained.model, loss_of, batches, group=dist.group.WORLD, counts_batch=True)
+    try:
+        result = evaluate(
+            trained.model, loss_of, batches, group=dist.group.WORLD, counts_batch=True
+        )
+    finally:
+        destroy_process_group()  # NCCL complains of a process that ends inside one
     answer = {
         "split": config.split, "step": trained.manifest.step,
         "checkpoint": str(trained.folder), **dataclasses.asdict(result),

@@ -45,7 +45,10 @@ class Ledger:
         self._is_apart = False
         """Whether a step since the last meeting was not of all replicas."""
         self._lines: list[dict[str, Any]] = []
-        self._rows: list[Tensor] = []
+        self._rows: list[list[float]] = []
+        """This rank's part of the tokens of each line, and of those since the line before."""
+        self._sums: list[Tensor] = []
+        """The line's loss and norm, where they were computed: no device is waited for."""
 
     def add(self, result: StepResult, *, together: bool) -> None:
         """Take down a step.
@@ -63,10 +66,9 @@ class Ledger:
     ) -> None:
         """Have the step that was added last told as `line` when replicas meet."""
         share = self._share(together)
-        own = torch.tensor([result.tokens * share, self._tokens], dtype=torch.float64)
         mean_norm = norm.detach() * share / (1 if together else self._replicas)
-        sums = torch.stack([result.loss_sum.detach().double(), mean_norm.double()])
-        self._rows.append(torch.cat([sums.to("cpu", non_blocking=True), own]))
+        self._sums.append(torch.stack([result.loss_sum.detach().double(), mean_norm.double()]))
+        self._rows.append([result.tokens * share, self._tokens])
         self._lines.append(line)
         self._tokens = 0.0
 
@@ -78,15 +80,23 @@ class Ledger:
         if not self._rows and not self._is_apart:
             known, self._known, self._tokens = self._known, 0, 0.0
             return [], known
-        rest = torch.tensor([0.0, 0.0, 0.0, self._tokens], dtype=torch.float64)
-        *rows, last = all_sum(torch.stack([*self._rows, rest]), self._group).tolist()
+        rest = torch.tensor([[0.0, 0.0, 0.0, self._tokens]], dtype=torch.float64)
+        table = torch.cat([*self._table(), rest])
+        *rows, last = all_sum(table, self._group).tolist()
         settled = [
             Settled(line, loss / max(tokens, 1), norm, int(since))
             for line, (loss, norm, tokens, since) in zip(self._lines, rows, strict=True)
         ]
-        self._lines, self._rows, self._tokens, self._known = [], [], 0.0, 0
+        self._lines, self._rows, self._sums, self._tokens, self._known = [], [], [], 0.0, 0
         self._is_apart = False
         return settled, int(last[3])
+
+    def _table(self) -> list[Tensor]:
+        """Return the lines' numbers, (lines, 4) on the CPU, in a list that is empty without any."""
+        if not self._rows:
+            return []
+        counts = torch.tensor(self._rows, dtype=torch.float64)
+        return [torch.cat([torch.stack(self._sums).cpu(), counts], dim=1)]
 
     def _share(self, together: bool) -> int:
         """Return 1 on the rank that speaks for the tokens of its team's batch, else 0."""

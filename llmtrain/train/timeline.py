@@ -71,7 +71,7 @@ def read_trace(path: Path) -> list[StepTimeline]:
     on_gpu = any(e["cat"] == "kernel" for e in events)
     spans = "gpu_user_annotation" if on_gpu else "user_annotation"
     compute = _joined(_at(e, base) for e in events if _computes(e, on_gpu))
-    collectives = _joined(_at(e, base) for e in events if _COMMUNICATES.match(e["name"]))
+    collectives = _joined(_at(e, base) for e in events if _communicates(e, on_gpu))
     if not on_gpu:  # an operator that waits inside for its input is not computing meanwhile
         waits = _joined(_at(e, base) for e in events if e["name"].endswith("::wait_tensor"))
         compute = _without(compute, waits)
@@ -121,6 +121,12 @@ def _computes(event: dict[str, Any], on_gpu: bool) -> bool:
         return bool(event["cat"] == "kernel") and not event["name"].startswith("nccl")
     compiled = "CompiledFxGraph" in event["name"]
     return compiled or (event["cat"] == "cpu_op" and event["name"].startswith("aten::"))
+
+
+def _communicates(event: dict[str, Any], on_gpu: bool) -> bool:
+    # On a GPU a collective's span on the CPU is its launch, but for gloo's, which the CPU does.
+    is_launch = on_gpu and event["cat"] != "kernel" and not event["name"].startswith("gloo:")
+    return not is_launch and bool(_COMMUNICATES.match(event["name"]))
 
 
 def _action(event: dict[str, Any], base: float) -> Iterable[Action]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.support.processes import workers
 from tests.support.runs import SYNTHETIC, TINY, environment, metric_lines
 
 pytestmark = pytest.mark.integration
@@ -37,19 +38,6 @@ def finish(run_dir: Path, *extra: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((run_dir / "result.json").read_text())["status"] == "completed"
-
-
-def workers(run_dir: Path) -> list[int]:
-    """Return the process ids of the run's workers, lowest first."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except (OSError, NotADirectoryError):
-            continue
-        if b"llmtrain.worker" in words and str(run_dir).encode() in words:
-            found.append(int(entry.name))
-    return sorted(found)
 
 
 def wait_until(condition: object, what: str) -> None:

@@ -40,7 +40,7 @@ class PlainGPT(nn.Module):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * layers) if last else 0.02)
 
     def forward(self, ids):
-        x = self.embed(ids) + self.positions(torch.arange(ids.shape[1]))
+        x = self.embed(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
@@ -54,13 +54,14 @@ def plain_steps(model, batches, steps, lr=1e-3, min_lr=1e-4, warmup=100, bf16=Fa
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
         lr=lr, betas=(0.9, 0.99), fused=True,
     )  # fmt: skip
+    device = matrices[0].device.type
     for step in range(steps):
         cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
         for group in optimizer.param_groups:
             falling = min_lr + (lr - min_lr) * cosine
             group["lr"] = lr * (step + 1) / warmup if step < warmup else falling
         ids, labels = batches(step)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
             logits = model(ids)
         loss = F.cross_entropy(logits.flatten(0, 1).to(model.norm.weight.dtype), labels.flatten())
         optimizer.zero_grad()

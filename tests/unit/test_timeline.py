@@ -55,6 +55,7 @@ def test_on_a_gpu_only_what_ran_there_counts(tmp_path: Path) -> None:
         ("user_annotation", "pipeline 0F0", 0, 5),
         ("gpu_user_annotation", "pipeline 0F0", 10, 40),
         ("kernel", "ampere_sgemm", 10, 40),
+        ("user_annotation", "nccl:all_reduce", 5, 9),  # its launch
         ("kernel", "ncclDevKernel_AllReduce_Sum", 30, 60),
         ("kernel", "ncclDevKernel_SendRecv", 60, 70),
     )  # fmt: skip

@@ -18,7 +18,7 @@ class MetricsConfig:
     wandb_project: str = "llmtrain"
     """The W&B project."""
     peak_tflops: float | None = None
-    """Peak of one device in TFLOP/s, for mfu; null: known GPUs by name, a CPU is measured."""
+    """Peak of one device in TFLOP/s, for mfu; null: known GPUs by name (bf16), else measured."""
     record: bool = False
     """Write RUN_DIR/records: the whole gradients and weights of every step. `llmtrain verify` sets
     it for models that are small; a step writes twice the model's size."""

@@ -38,16 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--nproc-per-node", type=int, required=True)
     parser.add_argument("--replicas", type=int, help="worlds of their own, around servers")
-    parser.add_argument("--servers", type=int, default=1, help="hold the weights together")
-    parser.add_argument("--max-restarts", type=int, default=0, help="of each replica")
     options = parser.parse_args(argv)
     os.environ[PARENT_ENV] = str(os.getpid())
     if options.replicas is not None:
         from llmtrain.fleet import run_fleet
 
         return run_fleet(
-            options.run_dir.absolute(), options.replicas, options.nproc_per_node,
-            options.servers, options.max_restarts, handle,
+            options.run_dir.absolute(), options.replicas, options.nproc_per_node, handle
         )  # fmt: skip
     from llmtrain.elastic import run_workers
 

@@ -24,8 +24,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from llmtrain.config.paths import LOGS
-from llmtrain.distributed.env import REPLICA_ENV, RESTART_ENV, STORE_ENV
+from llmtrain.config.groups.served import ServedConfig
+from llmtrain.config.paths import CONFIG, LOGS
+from llmtrain.config.store import load_run_config
+from llmtrain.distributed.env import BEGUN, REPLICA_ENV, RESTART_ENV, STORE_ENV
 from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
 from llmtrain.launch.failure import (
     before_training,
@@ -77,24 +79,22 @@ class Team:
 class Fleet:
     """All processes of one run."""
 
-    def __init__(
-        self, run_dir: Path, replicas: int, processes: int, servers: int, max_restarts: int
-    ) -> None:
+    def __init__(self, run_dir: Path, replicas: int, processes: int, sync: ServedConfig) -> None:
         """Start them all.
 
         Args:
             run_dir: A frozen run directory.
             replicas: Replicas.
             processes: Processes of all replicas.
-            servers: Servers.
-            max_restarts: How often each replica is started again.
+            sync: How many servers, how often a replica is started again, how few may be left.
         """
-        self._run_dir, self._size, self._max = run_dir, processes // replicas, max_restarts
+        self._run_dir, self._size, self._sync = run_dir, processes // replicas, sync
         self._store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
         self._got: signal.Signals | None = None
         self._since = time.time()
         self.servers = [
-            self._start(["--server", str(i)], processes + i, shown=i == 0) for i in range(servers)
+            self._start(["--server", str(i)], processes + i, shown=i == 0)
+            for i in range(sync.servers)
         ]
         self.teams = [Team(replica) for replica in range(replicas)]
         for team in self.teams:
@@ -189,15 +189,18 @@ class Fleet:
         if first.user_error:
             return report_failure(self._run_dir, failures, since=self._since)
         how = f"replica {team.replica} ended ({describe(first)})"
-        if team.restarts < self._max:
+        most = self._sync.max_restarts
+        if team.restarts < most:
             team.restarts += 1
-            self._say(f"{how}: started again, {team.restarts} of {self._max} times")
+            self._say(f"{how}: started again, {team.restarts} of {most} times")
             self._start_team(team)
             return None
         team.given_up = True
-        if any(not other.given_up for other in self.teams):
-            self._say(f"{how}: the others go on without it (sync.max_restarts={self._max})")
+        left = sum(not other.given_up for other in self.teams)
+        if self._store.check([BEGUN]) and left >= self._sync.min_replicas:
+            self._say(f"{how}: the others go on without it (sync.max_restarts={most})")
             return None
+        # Before training all are waited for; later, sync.min_replicas.
         return report_failure(self._run_dir, failures, since=self._since)
 
     def _after_server(self, code: int, server: int = 0) -> int:
@@ -248,8 +251,6 @@ def run_fleet(
     run_dir: Path,
     replicas: int,
     processes: int,
-    servers: int,
-    max_restarts: int,
     handle: Callable[[Callable[..., Any]], None],
 ) -> int:
     """Run the servers and replicas of a run from `run_dir` to their end; return the exit code.
@@ -258,12 +259,12 @@ def run_fleet(
         run_dir: A frozen run directory.
         replicas: Replicas.
         processes: Processes of all replicas.
-        servers: Servers.
-        max_restarts: How often each replica is started again.
         handle: Installs a signal handler.
     """
     logging.root.handlers = [logging.FileHandler(run_dir / LOGS / "agent.log", delay=True)]
-    fleet = Fleet(run_dir, replicas, processes, servers, max_restarts)
+    sync = load_run_config(run_dir / CONFIG).sync
+    assert isinstance(sync, ServedConfig)
+    fleet = Fleet(run_dir, replicas, processes, sync)
     handle(fleet.on_signal)
     try:
         return fleet.watch()

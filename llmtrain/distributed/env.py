@@ -17,6 +17,8 @@ STORE_ENV = "LLMTRAIN_STORE"
 """Host and port of the store of a run whose replicas are worlds of their own."""
 REPLICA_ENV = "LLMTRAIN_REPLICA"
 RESTART_ENV = "LLMTRAIN_RESTART"
+BEGUN = "begun"
+"""In that store once all replicas have joined."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,8 +49,7 @@ def launch(run_dir: Path, run: RunConfig, plan: Plan, *, output: Path | None = N
     else:
         command = [*PYTHON, "llmtrain.agent", str(run_dir), "--nproc-per-node", str(processes)]
     if isinstance(run.sync, ServedConfig) and plan.servers:
-        command += ["--replicas", str(plan.dp_replicate), "--servers", str(plan.servers)]
-        command += ["--max-restarts", str(run.sync.max_restarts)]
+        command += ["--replicas", str(plan.dp_replicate)]
     ended = supervise(command, worker_environment(launcher, processes), output)
     if ended.stopped_by is not None and ended.exit_code > 128:
         status = stop_status(ended.exit_code)

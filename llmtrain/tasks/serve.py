@@ -22,6 +22,7 @@ from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.console import make_console
+from llmtrain.distributed.env import BEGUN
 from llmtrain.errors import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM
 from llmtrain.models.build import build_model
 from llmtrain.optim.optimizer import build_elementwise
@@ -34,7 +35,7 @@ from llmtrain.sync.server.recipe import build_core, core_settings
 from llmtrain.sync.server.tensors import Tensors
 from llmtrain.sync.transport.frame import Frame
 from llmtrain.sync.transport.hub import Hub
-from llmtrain.sync.transport.line import beat_key
+from llmtrain.sync.transport.line import beat_key, own_client
 from llmtrain.sync.transport.session import LostLineError, Session, knocks
 from llmtrain.sync.transport.shards import Shards, Together
 from llmtrain.tasks.ending import Ending, tell_end
@@ -62,8 +63,11 @@ def run_server(run_dir: Path, store: dist.Store, stop: StopRequest) -> int:
     t0 = time.monotonic()
     console = make_console(stderr=True, on_closed=lambda: signal.raise_signal(signal.SIGTERM))
     run, plan = load_run_config(run_dir / paths.CONFIG), load_plan(run_dir)
-    own = dist.TCPStore(store.host, store.port, is_master=False)
-    shards = Shards(own, plan.servers, partial(open_shard, run)) if plan.servers > 1 else None
+    shards = (
+        Shards(own_client(store), plan.servers, partial(open_shard, run))
+        if plan.servers > 1
+        else None
+    )
     opening = partial(open_stage, run, run_dir, console, publish=shards.publish if shards else None)
     conductor = Conductor(run, plan.dp_replicate, opening, run_dir)
     hub = Hub(conductor if shards is None else Together(conductor, shards), plan.replica_size)
@@ -92,13 +96,17 @@ def _serve(
     """Look at the clock until training is over."""
     beats: dict[int, int] = {}
     ticked = 0.0
+    begun = False
     while not conductor.finished:
         time.sleep(LOOK_S)
         if hub.error is not None:
             raise hub.error
         if not conductor.begun:
             continue
-        stop.defer()
+        if not begun:
+            begun = True
+            store.set(BEGUN, "")
+            stop.defer()
         if stop.asked:
             hub.act(partial(conductor.stop, stop.status))
         if time.monotonic() - ticked >= TICK_S:
@@ -114,14 +122,14 @@ def _serve(
 
 def watch_door(hub: Hub, store: dist.TCPStore, server: int = 0) -> None:
     """Let everyone in who knocks, each with a thread of its own; returns at once."""
-    own = dist.TCPStore(store.host, store.port, is_master=False)
-    threading.Thread(target=_watch, args=(hub, own, server), daemon=True).start()
+    threading.Thread(target=_watch, args=(hub, own_client(store), server), daemon=True).start()
 
 
 def _watch(hub: Hub, store: dist.TCPStore, server: int) -> None:
     def let_in(worker: int, place: int, restart: int, name: str) -> None:
         try:
-            session = Session(store, name, answers=True)
+            # Not the door's connection: a caller that has died since would keep all others out.
+            session = Session(own_client(store), name, answers=True)
         except LostLineError as error:
             log.info("replica %d, place %d did not come in: %s", worker, place, error)
             return

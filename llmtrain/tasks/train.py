@@ -136,7 +136,7 @@ def _line(
     """Return the line to whoever holds the weights."""
     if sync.servers == 1:
         return Line(store, caller, sync.dead_after_s)
-    return Lines(store, caller, sync.dead_after_s, owners(sizes, sync.servers))
+    return Lines(store, caller, sync.dead_after_s, owners(sizes, sync.servers), sync.servers)
 
 
 def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console) -> Path:
@@ -152,7 +152,9 @@ def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console)
             folder = prepare(run.data, run.tokenizer, console=console)
         except BaseException as error:
             kind = "refused" if isinstance(error, UserError) else "failed"
-            share_text(store, "prepared", json.dumps({kind: str(error)}))
+            if info.replica is None or kind == "refused":
+                # Else this replica is started again, and prepares for the others who wait.
+                share_text(store, "prepared", json.dumps({kind: str(error)}))
             raise
         share_text(store, "prepared", json.dumps({"folder": str(folder)}))
         note = load_report(folder).get("note")

@@ -96,6 +96,8 @@ class Conductor:
         self._rest_s = 0.0
         """When it began."""
         self._saved_step = 0
+        self._owes_save = False
+        """Whether a checkpoint was due that nobody lived to write."""
         self._stage: Stage | None = None
         self.state = TrainState()
         self.start_tokens = 0
@@ -118,7 +120,10 @@ class Conductor:
             self._open(frame)
             return self._begin_if_all_are_here(worker)
         if frame.kind == "done":
-            return self._proceed(self._rest.done(worker, frame.fields) if self._rest else [])
+            if self._rest is None or worker not in self._rest.present:
+                # It stood still, and the others have done without it.
+                return [(worker, Frame("rejected", {"reason": "the rest is over"}))]
+            return self._proceed(self._rest.done(worker, frame.fields))
         assert frame.kind == "push", frame.kind
         return self._push(worker, frame)
 
@@ -294,7 +299,7 @@ class Conductor:
         self._rest = Rest(
             step=step,
             evaluates=clock.evaluates(self.state.evaluated_step, step) and not stopping,
-            saves=clock.saves(self._saved_step, step) or stopping,
+            saves=clock.saves(self._saved_step, step) or stopping or self._owes_save,
             weights=lambda: (core.show_weights(), self._stamp),
             state=self._packed,
             evaluated=self._evaluated,
@@ -350,6 +355,9 @@ class Conductor:
         if rest is None or rest.phase:
             return answers
         self._rest, core = None, self._started.core
+        self._owes_save = rest.saves and not rest.present
+        if not rest.present:
+            return answers  # all have died in it: whoever joins next rests in their place
         if rest.saves:
             self._saved_step = rest.step
         stopping = self.status != "completed" or core.stopped

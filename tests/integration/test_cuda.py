@@ -277,7 +277,7 @@ def test_doctor_names_the_gpu() -> None:
 
 def test_more_processes_than_gpus_are_refused_or_use_the_cpu(tmp_path: Path) -> None:
     wanted = torch.cuda.device_count() + 1
-    layout = ("strategy=hybrid", "strategy.zero=3", f"strategy.dp_shard={wanted}",
+    layout = ("strategy=hybrid", "strategy.tp=1", "strategy.zero=3", f"strategy.dp_shard={wanted}",
               f"train.global_batch_size={4 * wanted}")  # fmt: skip
     done = subprocess.run(
         command(tmp_path / "run", *layout), env=environment(), capture_output=True, text=True,

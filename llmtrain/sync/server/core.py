@@ -272,7 +272,9 @@ class ServerCore:
 
     def _drain(self, living: list[Member]) -> Replies:
         """Once nothing is in flight have everyone write a checkpoint; once they have, go on."""
-        if self._unsaved is None:
+        if not living:
+            self._unsaved = None  # whoever joins next is asked in their place
+        elif self._unsaved is None:
             if all(member.waiting_since_s is not None for member in living):
                 self._unsaved = {member.worker for member in living}
                 return [(w, Checkpoint(version=self.version)) for w in sorted(self._unsaved)]

@@ -35,7 +35,7 @@ class Line:
         self._ended = threading.Event()
         self._told = 0
         if caller.place == 0:
-            beat = self._beats(_own_client(store), beat_key(caller.worker), dead_after_s / SIGNS)
+            beat = self._beats(own_client(store), beat_key(caller.worker), dead_after_s / SIGNS)
             threading.Thread(target=beat, name="llmtrain-beats", daemon=True).start()
 
     def ask(self, frame: Frame) -> Frame:
@@ -68,6 +68,6 @@ class Line:
         return beat
 
 
-def _own_client(store: dist.TCPStore) -> dist.TCPStore:
+def own_client(store: dist.TCPStore) -> dist.TCPStore:
     """Return another connection to `store`: a wait on one holds up everybody who shares it."""
     return dist.TCPStore(store.host, store.port, is_master=False)

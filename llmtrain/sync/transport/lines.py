@@ -18,14 +18,19 @@ from llmtrain.sync.server.tensors import Tensors
 from llmtrain.sync.transport.frame import Frame
 from llmtrain.sync.transport.line import Line
 from llmtrain.sync.transport.session import Caller, Session, call
-from llmtrain.sync.transport.shard import GIVE, PART, ShardError
+from llmtrain.sync.transport.shard import GIVE, GONE, PART, ShardError
 
 
 class Lines:
     """Lines to all servers of a run; `Line` is the one to the lead."""
 
     def __init__(
-        self, store: dist.TCPStore, caller: Caller, dead_after_s: float, owner: Mapping[str, int]
+        self,
+        store: dist.TCPStore,
+        caller: Caller,
+        dead_after_s: float,
+        owner: Mapping[str, int],
+        servers: int,
     ) -> None:
         """Call all servers, and give signs of life from now on.
 
@@ -34,11 +39,11 @@ class Lines:
             caller: Who calls.
             dead_after_s: Seconds of silence after which a replica counts as dead.
             owner: Which server holds each of this process's parameters, by "place/name".
+            servers: How many there are.
 
         Raises:
             LostLineError: when a server does not answer the call.
         """
-        servers = max(owner.values()) + 1
         self._owner, self._servers, self._told = owner, servers, 0
         self._lead = Line(store, caller, dead_after_s)
         self._others = [call(store, caller, server) for server in range(1, servers)]
@@ -92,6 +97,8 @@ def _ask(session: Session, frame: Frame) -> Frame:
 
 def _whole(answer: Frame, given: Sequence[Frame]) -> Frame:
     """Return the lead's answer with all servers' tensors, and their state where it is one."""
+    if any(part.kind == GONE for part in given):
+        return Frame("rejected", {"reason": "the servers have gone on without this replica"})
     versions = {part.fields["version"] for part in given}
     if len(versions) > 1:
         raise ShardError(f"the servers answered from versions {sorted(versions)}")

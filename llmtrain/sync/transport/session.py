@@ -23,6 +23,8 @@ from llmtrain.sync.transport.frame import HEADER, Frame, decode, encode, sizes
 LONGEST_SILENCE = datetime.timedelta(days=7)
 """A line may be silent while others prepare data, evaluate, or are waited for. A dead end is told
 by its socket, a stuck one by its missing signs of life, none of them by a timeout."""
+CONNECT = datetime.timedelta(minutes=5)
+"""How long an end waits for the other to come: that one may have died since it knocked."""
 GLANCE = datetime.timedelta(seconds=0.2)
 """How long the door is watched at a time."""
 
@@ -50,12 +52,12 @@ class Session:
         """Connect; returns when both ends have.
 
         Args:
-            store: The rendezvous store.
+            store: The rendezvous store; who else waits on this connection to it waits meanwhile.
             name: Of the line, the same at both ends and never used before.
             answers: Whether this is the server's end.
 
         Raises:
-            LostLineError: when the other end does not come.
+            LostLineError: when the other end does not come within `CONNECT`.
         """
         self.sent_bytes = 0
         """Bytes sent so far."""
@@ -64,7 +66,7 @@ class Session:
         self._peer = 1 if answers else 0
         try:
             self._group: Any = dist.ProcessGroupGloo(
-                dist.PrefixStore(name, store), 1 - self._peer, 2, LONGEST_SILENCE
+                dist.PrefixStore(name, store), 1 - self._peer, 2, CONNECT
             )
         except RuntimeError as error:
             raise LostLineError(str(error)) from error
@@ -78,7 +80,7 @@ class Session:
         try:
             for part in encode(frame):
                 if part.numel():
-                    self._group.send([part], self._peer, 0).wait()
+                    self._group.send([part], self._peer, 0).wait(LONGEST_SILENCE)
                     self.sent_bytes += part.numel() * part.element_size()
         except RuntimeError as error:
             raise LostLineError(str(error)) from error
@@ -92,11 +94,11 @@ class Session:
         """
         header = torch.empty(HEADER, dtype=torch.int64)
         try:
-            self._group.recv([header], self._peer, 0).wait()
+            self._group.recv([header], self._peer, 0).wait(LONGEST_SILENCE)
             parts = [torch.empty(size, dtype=torch.uint8) for size in sizes(header)]
             for part in parts:
                 if part.numel():
-                    self._group.recv([part], self._peer, 0).wait()
+                    self._group.recv([part], self._peer, 0).wait(LONGEST_SILENCE)
             self.received_bytes += sum(p.numel() * p.element_size() for p in (header, *parts))
         except RuntimeError as error:
             raise LostLineError(str(error)) from error

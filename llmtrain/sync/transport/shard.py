@@ -7,7 +7,7 @@ A replica brings its parts to all shards before it speaks to the lead, so a push
 counted is whole: none dies with its replica half applied.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from llmtrain.sync.server.tensors import Tensors
 from llmtrain.sync.transport.frame import Frame
 from llmtrain.sync.transport.hub import Answers
 
-PART, TAKEN, GIVE, GIVEN = "part", "taken", "give", "given"
+PART, TAKEN, GIVE, GIVEN, GONE = "part", "taken", "give", "given", "gone"
 
 Open = Callable[[Frame], ServerCore]
 """Builds the core from this shard's part of what the first replica gave."""
@@ -31,13 +31,17 @@ class ShardError(Exception):
 
 @dataclass(frozen=True)
 class Shown:
-    """What an entry left to be fetched."""
+    """What an entry left to be fetched, once."""
 
     stamp: int
     version: int
     tensors: Tensors
     plain: Any = None
     """The state without tensors, where it is a state."""
+
+    def frame(self) -> Frame:
+        """Return it as an answer."""
+        return Frame(GIVEN, {"version": self.version, "core": self.plain}, self.tensors)
 
 
 class Shard:
@@ -53,9 +57,9 @@ class Shard:
         self._asked: dict[int, int] = {}
         """Replicas that wait for what an entry leaves them, and its stamp."""
         self._answers: dict[int, Shown] = {}
-        """By replica: what it was answered last."""
+        """By replica: what it was answered last, until it is fetched."""
         self._shown: Shown | None = None
-        """What was last shown to whoever comes."""
+        """What was last shown to whoever comes, likewise."""
 
     def handle(self, worker: int, frame: Frame) -> Answers:
         """Keep a part, or give what an entry has left, as soon as it is there."""
@@ -66,7 +70,8 @@ class Shard:
         return self._due()
 
     def lost(self, worker: int) -> Answers:
-        """Forget what a replica waited for. Its part stays: the lead may have counted it."""
+        """Forget what a replica waited for. Its part stays: the lead may have counted it, and says
+        when the replica has left."""
         self._asked.pop(worker, None)
         return []
 
@@ -84,6 +89,9 @@ class Shard:
         if self._core is None:
             raise ShardError(f"{entry} came before the weights")
         replies = self._replies(self._core, entry)
+        if entry["kind"] == "bye":
+            self._parts.pop(entry["said"]["worker"], None)
+            self._answers.pop(entry["said"]["worker"], None)
         reached = [self._core.version, self._core.ticket]
         if reached != entry["after"]:
             raise ShardError(f"this shard is at version and ticket {reached} after {entry}")
@@ -118,18 +126,18 @@ class Shard:
 
     def _due(self) -> Answers:
         """Return the answers to all who wait for what is there."""
-        found = {worker: self._find(worker, stamp) for worker, stamp in self._asked.items()}
-        given = {worker: shown for worker, shown in found.items() if shown is not None}
-        for worker in given:
-            del self._asked[worker]
-        return [
-            (worker, Frame(GIVEN, {"version": s.version, "core": s.plain}, s.tensors))
-            for worker, s in given.items()
-        ]
+        due = [worker for worker, stamp in self._asked.items() if stamp <= self._stamp]
+        return [(worker, self._fetch(worker, self._asked.pop(worker))) for worker in due]
 
-    def _find(self, worker: int, stamp: int) -> Shown | None:
-        candidates: Collection[Shown | None] = (self._answers.get(worker), self._shown)
-        return next((s for s in candidates if s is not None and s.stamp == stamp), None)
+    def _fetch(self, worker: int, stamp: int) -> Frame:
+        """Return what an entry has left for a replica, and keep it no longer: it may be large."""
+        answer, shown = self._answers.get(worker), self._shown
+        if answer is not None and answer.stamp == stamp:
+            return self._answers.pop(worker).frame()
+        if shown is not None and shown.stamp == stamp:
+            self._shown = None
+            return shown.frame()
+        return Frame(GONE)  # it stood still, and the others have gone on without it
 
 
 def _weights(reply: Reply) -> Weights | None:

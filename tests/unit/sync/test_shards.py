@@ -11,6 +11,7 @@ from llmtrain.sync.server.core import ServerCore
 from llmtrain.sync.server.entry import Entry
 from llmtrain.sync.server.lead import Lead
 from llmtrain.sync.server.messages import (
+    Bye,
     Hello,
     Message,
     Push,
@@ -26,7 +27,8 @@ from llmtrain.sync.server.rules import DelayedNesterov, Elastic, OptimizerRule, 
 from llmtrain.sync.server.settings import ServerSettings
 from llmtrain.sync.server.tensors import Tensors
 from llmtrain.sync.transport.frame import Frame
-from llmtrain.sync.transport.shard import GIVE, PART, TAKEN, Shard, ShardError
+from llmtrain.sync.transport.lines import _whole
+from llmtrain.sync.transport.shard import GIVE, GIVEN, GONE, PART, TAKEN, Shard, ShardError
 from llmtrain.sync.virtual.cluster import Cluster, Compute, joins
 from llmtrain.sync.virtual.durations import transient
 from tests.unit.sync.toy import adamw, delta, difference, gradient, reached, sgd, start
@@ -252,6 +254,25 @@ def test_an_answer_waits_for_the_entry_that_leaves_it() -> None:
     assert slow.handle(3, Frame(GIVE, {"stamp": together.lead.stamp})) == []
     [(worker, frame)] = slow.follow(held[0])
     assert worker == 3 and set(frame.tensors) == set(together.cut(named())[1])
+
+
+def test_what_is_fetched_or_out_of_date_is_not_kept() -> None:
+    together = Together("compensated", SERVERS)
+    cluster = Heard("compensated", together)
+    cluster.run(pushes=9)
+    assert all(not shard._answers and not shard._parts for shard in together.shards)
+    together.lead.show_weights()
+    stamp = together.lead.stamp
+    together.lead.tick(cluster.now, [])
+    for shard in together.shards:
+        for kind in (GIVEN, GONE):  # the second comes too late
+            [(_, frame)] = shard.handle(1, Frame(GIVE, {"stamp": stamp}))
+            assert frame.kind == kind
+        shard.handle(1, Frame(PART, {"incarnation": 0, "seq": 99}, {}))
+    together.handle(Bye(worker=1, incarnation=0), cluster.now)
+    assert all(not shard._parts for shard in together.shards)
+    answers = [Frame(GIVEN, {"version": 1, "core": None}), Frame(GONE)]
+    assert _whole(Frame("order", {"stamp": stamp}), answers).kind == "rejected"
 
 
 def test_shards_of_a_state_are_taken_apart_and_joined() -> None:

@@ -93,20 +93,25 @@ class DiLoCo(Replicas):
             self._begin()
         if step <= self._warmup:
             return
-        weights, is_last = self._weights.local(), step == self._total
+        weights = self._weights.local()
         for fragment in self._fragments:
             if fragment.due == step:
-                self._finish(fragment, weights, 0.0 if is_last else self._config.mix_alpha)
+                self._finish(fragment, weights, self._config.mix_alpha)
         for fragment in self._fragments:
             if fragment.rounds.is_due(step):
                 fragment.start(self._reducer, weights, self._due(step, fragment.rounds))
                 if fragment.due == step:
-                    self._finish(fragment, weights, 0.0 if is_last else self._config.mix_alpha)
+                    is_whole = fragment.rounds.is_whole(step)
+                    alpha = 0.0 if step == self._total else self._config.mix_alpha
+                    self._finish(fragment, weights, alpha, is_whole=is_whole)
 
-    def _finish(self, fragment: Fragment, weights: Named, alpha: float) -> None:
+    def _finish(
+        self, fragment: Fragment, weights: Named, alpha: float, *, is_whole: bool = True
+    ) -> None:
+        """End an exchange: by an outer step, or by the mean where the run's end cut its round."""
         fragment.arrive()
         self._agree_on_tied(fragment.delta)
-        fragment.step(weights, alpha)
+        fragment.step(weights, alpha, is_whole=is_whole)
 
     def _evaluated(self) -> Named:
         return {name: value for f in self._fragments for name, value in f.anchor.items()}

@@ -69,14 +69,24 @@ class Fragment:
         """Take back an exchange that was under way when a checkpoint was saved."""
         self.delta, self.due = delta, due
 
-    def step(self, weights: Mapping[str, Tensor], alpha: float) -> None:
+    def step(self, weights: Mapping[str, Tensor], alpha: float, *, is_whole: bool = True) -> None:
         """Move the anchor by the mean that has arrived, and the weights with it.
 
         theta_w <- alpha theta_w + (1 - alpha) anchor (arXiv:2501.18512, algorithm 2).
+
+        Args:
+            weights: This replica's.
+            alpha: How much of them stays.
+            is_whole: Whether the round was as long as all others. One that the run's end cuts short
+                ends by the mean of the weights: the momentum's step would be as long as ever,
+                whatever little the round has to say.
         """
         for name, anchor in self.anchor.items():
-            anchor.grad = self.delta[name]
-        if self._outer is not None:
+            if is_whole:
+                anchor.grad = self.delta[name]
+            else:
+                anchor.sub_(self.delta[name])
+        if is_whole and self._outer is not None:
             self._outer.step()
             self._outer.zero_grad(set_to_none=True)
         for name, anchor in self.anchor.items():

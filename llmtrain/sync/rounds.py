@@ -20,4 +20,8 @@ class Rounds:
         """Return whether the part is exchanged when `step` steps are done."""
         if step <= self.warmup:
             return False
-        return step == self.total or (step - self.warmup + self.offset) % self.every == 0
+        return step == self.total or self.is_whole(step)
+
+    def is_whole(self, step: int) -> bool:
+        """Return whether a round that ends when `step` steps are done is as long as all others."""
+        return step > self.warmup and (step - self.warmup + self.offset) % self.every == 0

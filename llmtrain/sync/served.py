@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llmtrain.config.groups.served import ServedConfig
-from llmtrain.config.plan import AXES
 from llmtrain.distributed.shards import cut_like, to_local
 from llmtrain.sync.interface import Setting
 from llmtrain.sync.server.packing import (
@@ -20,7 +19,7 @@ from llmtrain.sync.server.packing import (
     WEIGHTS,
     parameter_of,
     paths_of,
-    place_of,
+    relaid,
     under,
     with_place,
     without_place,
@@ -50,6 +49,7 @@ class Served:
         self.first_sample: int | None = None
         """Where the replicas' data begins, if a checkpoint of this mode has told."""
         self._restored = False
+        """Whether that is the state of these replicas, not only of their rule."""
 
     def sizes(self) -> dict[str, int]:
         """Return the elements of each parameter of this process, as the server names them."""
@@ -90,15 +90,16 @@ class Served:
     # -- the beginning ---------------------------------------------------------------------------
 
     @torch.no_grad()
-    def opening(self) -> tuple[Any, Tensors]:
-        """Return what a server is built from: its state without tensors, if there is one, and the
-        weights and what else is known, by path."""
+    def opening(self) -> tuple[dict[str, Any], Tensors]:
+        """Return what a server is built from: its state without tensors, or that of its rule, as
+        far as there is one; and the weights and what else is known, by path."""
         tensors = {f"{WEIGHTS}{n}": v for n, v in self._placed(self._weights.clones()).items()}
         for path, value in self._state.items():
             tensors[self._placed_path(path)] = value
         if self._payload == "gradient":
             tensors |= self._optimizer_state()
-        return self._plain if self._restored else None, tensors
+        rule = self._plain["core"]["rule"] if self._plain and not self._restored else None
+        return {"server": self._plain if self._restored else None, "rule": rule}, tensors
 
     def _optimizer_state(self) -> Tensors:
         names: dict[Tensor, str] = {p: name for name, p in self._setting.module.named_parameters()}
@@ -142,7 +143,6 @@ class Served:
         return {
             "name": self._name, "workers": self._setting.replicas,
             "replicas": None if self.replica is None else self._setting.replicas,
-            "axes": {axis: self._setting.mesh.size(axis) for axis in AXES},
             "server": self._plain, "first_sample": self.first_sample,
         }  # fmt: skip
 
@@ -155,19 +155,27 @@ class Served:
         }
 
     def blank(self, saved: dict[str, Any]) -> Tensors:
-        """Return tensors for the server's state, where `saved` is of the same mode and layout."""
+        """Return tensors for the server's state, where `saved` is of the same mode.
+
+        Of other replicas only the rule's is wanted (an outer momentum): what they pushed, and how
+        far each has read, says nothing about these.
+        """
         own = self.describe()
-        like = all(saved.get(key) == own[key] for key in ("name", "workers", "axes"))
-        self._restored = like and saved.get("server") is not None
-        if not self._restored:
+        if saved.get("server") is None or saved.get("name") != own["name"]:
             return {}
-        self._plain, self.first_sample = saved["server"], saved["first_sample"]
+        self._restored = saved.get("workers") == own["workers"]
+        if self._restored:
+            self.first_sample = saved["first_sample"]
+        elif self._payload != "delta":
+            return {}
+        self._plain = relaid(saved["server"], self._place, self._weights.local())
+        wanted = self._plain if self._restored else {"core": {"rule": self._plain["core"]["rule"]}}
         local = self._weights.local()
         kept = (WEIGHTS, OPTIMIZER) if self._payload == "gradient" else (WEIGHTS,)
         self._state = {
             without_place(path): torch.zeros_like(local[parameter_of(path)])
-            for path in paths_of(self._plain)
-            if place_of(path) == self._place and not path.startswith(kept)
+            for path in paths_of(wanted)
+            if not path.startswith(kept)
         }
         return self.state_dict()
 

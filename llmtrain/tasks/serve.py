@@ -179,7 +179,7 @@ def open_shard(run: RunConfig, opening: Frame) -> ServerCore:
     plan, plain = Plan(**said["plan"]), said["server"]
     core = _core(run, under(WEIGHTS, opening.tensors), plan)
     tokens = said["train_state"]["step"] * plan.tokens_per_step
-    open_core(core, plain and plain["core"], opening.tensors, tokens)
+    open_core(core, plain and plain["core"], opening.tensors, tokens, said["rule"])
     return core
 
 

@@ -192,7 +192,7 @@ class Conductor:
         self._stage = self._opening(under(WEIGHTS, frame.tensors), self.plan, self.state)
         core, plain = self._stage.core, said["server"]
         tokens = self.state.step * self.plan.tokens_per_step
-        open_core(core, plain and plain["core"], frame.tensors, tokens)
+        open_core(core, plain and plain["core"], frame.tensors, tokens, said["rule"])
         if plain is not None:
             self._zero = plain["now"]
             self._stage.journal.load(plain["journal"])

@@ -123,10 +123,10 @@ class Replica:
 
     def _open(self) -> Frame:
         p = self._p
-        plain, tensors = p.sync.opening()
+        states, tensors = p.sync.opening()
         fields = {
             "plan": dataclasses.asdict(p.plan), "train_state": p.state.to_dict(),
-            "first_sample": self._first_sample, "server": plain,
+            "first_sample": self._first_sample, **states,
         }  # fmt: skip
         return Frame("opening", fields, tensors)
 

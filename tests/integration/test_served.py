@@ -211,6 +211,30 @@ def test_servers_hold_parts_of_replicas_of_any_layout(words: str, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "sync",
+    ["sync=quorum_diloco sync.sync_every_steps=4", "sync=ssp sync.max_staleness=0 optimizer=adamw"],
+)
+def test_a_server_goes_on_with_replicas_of_another_layout(sync: str, tmp_path: Path) -> None:
+    """Nothing that the server knows is lost: the outer momentum, where each reads, its time."""
+    words = (*sync.split(), "scheduler=constant", "model.n_layers=4", "train.micro_batch_size=1")
+    straight, run_dir = train(tmp_path / "straight", *TWO, *words), tmp_path / "run"
+    layouts = (
+        ("strategy=hybrid", "strategy.tp=2", "strategy.dp_replicate=2"),
+        ("strategy=hybrid", "strategy.tp=1", "strategy.pp=2", "strategy.dp_replicate=2",
+         "sync.servers=2"),
+        TWO,
+    )  # fmt: skip
+    for number, layout in enumerate(layouts, start=1):
+        train(run_dir, *layout, *words, steps=number * EVERY)
+    assert distance(straight, run_dir) <= SAME_LAYOUT
+    assert distance(straight, run_dir, "") <= SAME_LAYOUT
+    log = pushes(run_dir)
+    tickets = [line["ticket"] for line in log if line["kind"] == "push"]
+    assert tickets == list(range(1, len(tickets) + 1)), "it is one run, with one log"
+
+
+@pytest.mark.slow
 def test_another_mode_and_layout_goes_on_from_a_server(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     chain = [

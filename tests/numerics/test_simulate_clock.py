@@ -68,3 +68,17 @@ def test_a_log_of_a_real_run_ends_with_goodbyes(tmp_path: Path) -> None:
     log.write_text("\n".join([*lines[:10], left[0], *lines[10:]]) + "\n")
     with pytest.raises(ConfigError, match=r"replicas \[1\] died"):
         simulate(tmp_path / "died", *words, *replay)
+
+
+@pytest.mark.parametrize(
+    "mode", ["sync=quorum_diloco", "sync=async_local_sgd sync.outer_momentum=0.9"]
+)
+def test_an_outer_momentum_outlives_another_number_of_replicas(mode: str, tmp_path: Path) -> None:
+    """Replicas that do not move have the weights go on where the momentum goes."""
+    words = (*mode.split(), *SMALL, "sync.sync_every_steps=2", "scheduler=constant")
+    simulate(tmp_path / "run", *words, "optimizer.lr=0.01", "train.steps=8")
+    before = saved(tmp_path / "run")
+    simulate(tmp_path / "run", *words, "optimizer.lr=1e-12", workers=4)
+    after = saved(tmp_path / "run")
+    moved = max(float((after[n] - before[n]).abs().max()) for n in before if n.startswith("model."))
+    assert moved > 1e-4

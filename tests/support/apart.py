@@ -155,23 +155,29 @@ class Streaming:
         count = len(self.fragments)
         for p in range(count):
             if self.under_way[p] is not None and self.under_way[p][0] == step:
-                self._arrive(p, step, team)
+                self._arrive(p, team, self.alpha)
         for p, names in enumerate(self.fragments):
             at = (p + 1) * self.every // count
-            if (step - self.warmup - at) % self.every == 0 or step == self.total:
+            is_whole = (step - self.warmup - at) % self.every == 0
+            if is_whole or step == self.total:
                 delta = {
                     n: sum(self.anchor[n] - w[n] for w in team) / len(team) for n in names
                 }  # fmt: skip
                 due = min(step + self.overlap, self.total)
                 self.under_way[p] = (due, delta)
                 if due == step:
-                    self._arrive(p, step, team)
+                    alpha = 0.0 if step == self.total else self.alpha
+                    self._arrive(p, team, alpha, is_whole)
 
-    def _arrive(self, p: int, step: int, team: list[Weights]) -> None:
+    def _arrive(self, p: int, team: list[Weights], alpha: float, is_whole: bool = True) -> None:
         _, delta = self.under_way[p]
         self.under_way[p] = None
-        alpha = 0.0 if step == self.total else self.alpha
         for name, mean in delta.items():
+            if not is_whole:  # the run's end cuts it short: all go to their mean
+                self.anchor[name] = self.anchor[name] - mean
+                for weights in team:
+                    weights[name].copy_(self.anchor[name])
+                continue
             # v <- mu v + delta; anchor <- anchor - lr (delta + mu v), each rounded once.
             self.velocity[name] = self.momentum * self.velocity[name] + mean
             ahead = mean.add(self.velocity[name], alpha=self.momentum)

@@ -40,7 +40,7 @@ class Desk(Conductor):
         """Let both join, the first with weights."""
         assert told(self.hello(0)) == [(0, "open")]
         said = {"plan": dataclasses.asdict(self.whole_plan), "first_sample": 0, "server": None,
-                "train_state": TrainState().to_dict()}  # fmt: skip
+                "rule": None, "train_state": TrainState().to_dict()}  # fmt: skip
         weights = {"rule|weights|0/w": torch.zeros(2)}
         assert self.handle(0, Frame("opening", said, weights)) == []
         assert told(self.hello(1)) == [(0, "weights"), (1, "weights")]

@@ -62,8 +62,32 @@ def restricted(plain: Any, names: Collection[str]) -> Any:
     }
 
 
+def relaid(plain: Any, place: int, names: Collection[str]) -> Any:
+    """Return `plain` as a process of another layout has it: with its parameters, at its place.
+
+    Args:
+        plain: A whole state, of replicas of any layout.
+        place: Of the process in its replica.
+        names: Its parameters, as its model names them.
+    """
+    if isinstance(plain, list):
+        return [relaid(item, place, names) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    if plain.keys() == {MARK}:
+        parts = plain[MARK].split(SEPARATOR)
+        moved = [_PARAMETER.sub(f"{place}/", p, 1) if _PARAMETER.match(p) else p for p in parts]
+        return {MARK: SEPARATOR.join(moved)}
+    kept = {}
+    for key, value in plain.items():
+        name = key.partition("/")[2] if _PARAMETER.match(key) else None
+        if name is None or name in names:
+            kept[key if name is None else f"{place}/{name}"] = relaid(value, place, names)
+    return kept
+
+
 def joined(parts: Sequence[Any]) -> Any:
-    """Return the state whose shards `parts` are: what `restricted` took apart.
+    """Return the state whose shards `parts` are: what `restricted` or `relaid` took apart.
 
     Raises:
         ValueError: when they differ in more than their parameters.

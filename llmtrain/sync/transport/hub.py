@@ -15,12 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmtrain.sync.server.packing import place_of
+from llmtrain.sync.server.packing import joined, place_of
 from llmtrain.sync.server.tensors import Tensors
 from llmtrain.sync.transport.frame import Frame, FrameError
 from llmtrain.sync.transport.session import LostLineError, Session
 
 log = logging.getLogger(__name__)
+
+STATES = {"server", "rule"}
+"""Fields that hold a state of which each place knows its parameters' part."""
 
 Answers = Sequence[tuple[int, Frame]]
 """Replica and what it is told."""
@@ -153,11 +156,15 @@ class Hub:
 
 
 def _joined(spoken: dict[int, Frame]) -> Frame:
-    """Return the words of all places as one frame: place 0's, with everyone's tensors."""
+    """Return the words of all places as one frame: place 0's, with everyone's part of a state and
+    everyone's tensors."""
     tensors: Tensors = {}
     for place in sorted(spoken):
         tensors |= spoken[place].tensors
-    return Frame(spoken[0].kind, spoken[0].fields, tensors)
+    fields = dict(spoken[0].fields)
+    for key in STATES & fields.keys():
+        fields[key] = joined([spoken[place].fields[key] for place in sorted(spoken)])
+    return Frame(spoken[0].kind, fields, tensors)
 
 
 def _parted(frame: Frame, places: int) -> list[Frame]:

@@ -22,7 +22,16 @@ from llmtrain.sync.server.messages import (
     Weights,
 )
 from llmtrain.sync.server.opening import open_core
-from llmtrain.sync.server.packing import WEIGHTS, joined, owners, pack, restricted, under
+from llmtrain.sync.server.packing import (
+    WEIGHTS,
+    joined,
+    owners,
+    pack,
+    paths_of,
+    relaid,
+    restricted,
+    under,
+)
 from llmtrain.sync.server.rules import DelayedNesterov, Elastic, OptimizerRule, UpdateRule
 from llmtrain.sync.server.settings import ServerSettings
 from llmtrain.sync.server.tensors import Tensors
@@ -282,6 +291,20 @@ def test_shards_of_a_state_are_taken_apart_and_joined() -> None:
     assert joined(parts) == plain
     with pytest.raises(ValueError, match="differ"):
         joined([parts[0], {**parts[1], "version": 7}])
+
+
+def test_a_state_is_laid_out_anew_for_any_places() -> None:
+    """Of two places, as tensor parallelism makes them, to two stages, and back to one."""
+    one, _ = pack(core_of("bounded", named()).state_dict())
+    assert joined([relaid(one, 0, {"matrix"}), relaid(one, 0, {"bias"})]) == one
+    halves = joined([relaid(one, place, {"matrix", "bias"}) for place in range(2)])
+    assert halves["rule"]["weights"].keys() == {
+        f"{p}/{n}" for p in "01" for n in ("matrix", "bias")
+    }
+    paths = paths_of(relaid(halves, 1, {"bias"}))
+    assert "rule|weights|1/bias" in paths and all("1/bias" in path for path in paths)
+    stages = joined([relaid(halves, 0, {"matrix"}), relaid(halves, 1, {"bias"})])
+    assert joined([relaid(stages, 0, {"matrix"}), relaid(stages, 0, {"bias"})]) == one
 
 
 def test_each_tensor_has_one_owner_and_the_load_is_even() -> None:

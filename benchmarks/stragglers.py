@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.slowed.sitecustomize import FOLDER_ENV, SLEEPS_ENV
 
@@ -27,6 +28,11 @@ MODES = {
     "async_ps": "sync=async_ps",
     "async_local_sgd, H=8, adapted": "sync=async_local_sgd sync.sync_every_steps=8",
 }
+LIMITS = {
+    "allreduce": (1.8, 3.0), "async_ps": (0.0, 1.5), "async_local_sgd, H=8, adapted": (0.0, 1.7),
+}  # fmt: skip
+"""Between which ratios a mode has to be where one replica is three times as slow: synchronous ones
+feel it, which says that the benchmark measures what it should, and asynchronous ones do not."""
 
 COMMON = (
     "model=gpt_tiny", "model.n_layers=1", "model.dim=16", "model.n_heads=2", "model.seq_len=8",
@@ -62,7 +68,7 @@ def seconds(words: str, gradients: int, sleeps_s: list[float], folder: Path) -> 
     return float(max(steps[-1][1] for steps in told) - min(steps[0][0] for steps in told))
 
 
-def measure(words: str, args: argparse.Namespace) -> dict[str, object]:
+def measure(words: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return the row of a mode: medians over rounds."""
     equal, straggler = [], []
     fast, slow = args.step_ms / 1e3, args.step_ms / 1e3 * args.factor
@@ -89,8 +95,15 @@ def main() -> None:
     parser.add_argument("--factor", type=float, default=3.0, help="how much slower one of them is")
     parser.add_argument("--mode", action="append", choices=MODES)
     args = parser.parse_args()
+    outside = []
     for name in args.mode or MODES:
-        print(json.dumps({"mode": name, **measure(MODES[name], args)}), flush=True)
+        row = measure(MODES[name], args)
+        print(json.dumps({"mode": name, **row}), flush=True)
+        low, high = LIMITS.get(name, (0.0, float("inf")))
+        if not low <= row["ratio"] <= high and args.factor == 3.0:
+            outside.append(f"{name}: {row['ratio']:.2f} is not in {low} to {high}")
+    if outside:
+        sys.exit("\n".join(outside))
 
 
 if __name__ == "__main__":

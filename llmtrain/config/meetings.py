@@ -3,8 +3,13 @@
 from collections.abc import Mapping
 
 from llmtrain.config.groups.gossip import GossipConfig
-from llmtrain.config.groups.served import ServedConfig, as_served
-from llmtrain.config.groups.sync import AllReduceConfig, DiLoCoConfig, HierarchicalConfig
+from llmtrain.config.groups.served import QuorumDiLoCoConfig, ServedConfig, as_served
+from llmtrain.config.groups.sync import (
+    AllReduceConfig,
+    DiLoCoConfig,
+    HierarchicalConfig,
+    SyncConfig,
+)
 from llmtrain.config.schema import RunConfig
 from llmtrain.errors import require
 
@@ -139,8 +144,15 @@ def _check_levels(sync: HierarchicalConfig, replicas: int) -> None:
         )
 
 
-def advice(run: RunConfig, steps: int, replicas: int) -> str | None:
-    """Return what to tell a person before a run that may be set up to lose; None: nothing."""
+def advice(run: RunConfig, steps: int, replicas: int, *, is_continued: bool = False) -> str | None:
+    """Return what to tell a person before a run that may be set up to lose; None: nothing.
+
+    Args:
+        run: The configuration.
+        steps: Of the run.
+        replicas: Replicas.
+        is_continued: Whether it goes on from a checkpoint, which is a start.
+    """
     sync = run.sync
     if sync.name != "allreduce" and replicas == 1:
         return (
@@ -153,14 +165,34 @@ def advice(run: RunConfig, steps: int, replicas: int) -> str | None:
             f"sync=local_sgd sync.sync_every_steps={sync.sync_every_steps} computes the same and "
             "sends them less than twice."
         )
-    if not isinstance(sync, DiLoCoConfig) or sync.warmup_sync_steps or not sync.outer_momentum:
+    return _advice_on_momentum(sync, steps, replicas, is_continued=is_continued)
+
+
+def _advice_on_momentum(
+    sync: SyncConfig, steps: int, replicas: int, *, is_continued: bool
+) -> str | None:
+    """Return what speaks against an outer momentum as it is set up; None: nothing."""
+    if not isinstance(sync, DiLoCoConfig | QuorumDiLoCoConfig) or not sync.outer_momentum:
         return None
+    quorum = sync.quorum if isinstance(sync, QuorumDiLoCoConfig) and not sync.grace_s else None
+    if quorum is not None and quorum < replicas:
+        return (
+            f"sync.quorum={quorum} of {replicas} replicas without a grace: what comes late acts "
+            f"as momentum on top of sync.outer_momentum={sync.outer_momentum:g}; set sync.grace_s "
+            "to what equal replicas differ by, or sync.outer_momentum=0.6 (docs/sync.md)."
+        )
     rounds = steps // sync.sync_every_steps
-    if rounds >= FEW_ROUNDS:
+    if rounds >= FEW_ROUNDS or is_continued:
         return None
     start = max(1, steps // 5)
+    if isinstance(sync, DiLoCoConfig):
+        if sync.warmup_sync_steps:
+            return None
+        way = f"such as sync.warmup_sync_steps={start}"
+    else:
+        way = f"by sync=allreduce in the same run_dir up to a checkpoint at step {start}"
     return (
         f"sync={sync.name} has {rounds} outer steps and no synchronous start: its momentum "
-        f"(sync.outer_momentum={sync.outer_momentum:g}) needs about {FEW_ROUNDS}, or a start such "
-        f"as sync.warmup_sync_steps={start}. docs/sync.md has what that was worth."
+        f"(sync.outer_momentum={sync.outer_momentum:g}) needs about {FEW_ROUNDS}, or a start, "
+        f"{way}. docs/sync.md has what that was worth."
     )

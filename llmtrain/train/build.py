@@ -135,7 +135,8 @@ def _assemble(
 def _tell(console: Console, run: RunConfig, plan: Plan, data: str, run_dir: Path) -> None:
     """Tell a person what is about to be trained, and what is unwise about it."""
     show_plan(console, run, plan, data, str(run_dir))
-    if note := advice(run, plan.total_steps, plan.dp_replicate):
+    continued = any((run_dir / paths.CHECKPOINTS).glob("step_*"))
+    if note := advice(run, plan.total_steps, plan.dp_replicate, is_continued=continued):
         _warn(console, note)
 
 

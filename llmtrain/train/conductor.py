@@ -294,8 +294,9 @@ class Conductor:
         step = clock.step(core.tokens)
         stopping = self.status != "completed"
         # Where a mode of common steps would go on: behind all that anybody has read.
-        ahead = math.ceil(core.tokens / clock.tokens_per_step) * self._run.train.global_batch_size
-        self.state.step, self.state.samples = step, max(ahead, self._first_sample)
+        read = max((counts.steps for counts in core.statistics().values()), default=0)
+        ahead = self._first_sample + read * self._run.train.global_batch_size
+        self.state.step, self.state.samples = step, ahead
         self._rest = Rest(
             step=step,
             evaluates=clock.evaluates(self.state.evaluated_step, step) and not stopping,

@@ -266,9 +266,10 @@ EXACT = {
 """Modes of two replicas whose numbers do not depend on who comes first."""
 ALONE = {
     "async_local_sgd": ("sync=async_local_sgd", "sync.sync_every_steps=5",
-                        "sync.outer_momentum=0.5", "sync.adapt_local_steps=false"),
-    "easgd": ("sync=easgd", "sync.sync_every_steps=5", "sync.beta=0.5"),
-    "dc_asgd": ("sync=async_ps", "sync.compensation=dc_asgd_adaptive"),
+                        "sync.outer_momentum=0.5", "sync.adapt_local_steps=false",
+                        "sync.servers=2"),
+    "easgd": ("sync=easgd", "sync.sync_every_steps=5", "sync.beta=0.5", "sync.servers=2"),
+    "dc_asgd": ("sync=async_ps", "sync.compensation=dc_asgd_adaptive", "sync.servers=2"),
 }  # fmt: skip
 """Modes whose numbers do, with one replica."""
 CASES = {**{n: (*TWO, *w) for n, w in EXACT.items()},
@@ -306,10 +307,11 @@ def test_a_run_that_is_stopped_and_killed_goes_on_exactly(mode: str, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_kill_minus_nine_of_one_of_three_replicas(tmp_path: Path) -> None:
+@pytest.mark.parametrize("servers", [1, 2])
+def test_kill_minus_nine_of_one_of_three_replicas(servers: int, tmp_path: Path) -> None:
     run_dir, steps = tmp_path / "run", 400
     words = ("strategy=data", "launcher.nproc_per_node=3", "train.global_batch_size=12",
-             "sync=async_ps", "checkpoint.every_steps=100")  # fmt: skip
+             "sync=async_ps", "checkpoint.every_steps=100", f"sync.servers={servers}")  # fmt: skip
     launcher = start(run_dir, *words, steps=steps)
     wait_until(lambda: newest_step(run_dir) >= 100, "the first checkpoint")
     victim = process(run_dir, 1)
@@ -405,9 +407,12 @@ def test_a_grace_ends_and_frees_those_who_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_replica_that_stands_still_counts_as_dead_and_joins_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_replica_that_stands_still_counts_as_dead_and_joins_again(
+    servers: int, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
-    words = (*TWO, "sync=async_ps", "sync.dead_after_s=3")
+    words = (*TWO, "sync=async_ps", "sync.dead_after_s=3", f"sync.servers={servers}")
     launcher = start(run_dir, *words, steps=3000)
     wait_until(lambda: newest_step(run_dir) >= EVERY, "the first checkpoint")
     victim = process(run_dir, 1) or 0
@@ -426,9 +431,36 @@ def test_a_replica_that_stands_still_counts_as_dead_and_joins_again(tmp_path: Pa
     assert result(run_dir)["status"] == "preempted"
 
 
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_one_that_cannot_be_started_ends_a_run_that_has_not_begun(tmp_path: Path) -> None:
+    """All are waited for before training begins: without it that would be for ever."""
+    run_dir = tmp_path / "run"
+    launcher = start(run_dir, *TWO, "sync=async_ps", "sync.max_restarts=0")
+    wait_until(lambda: process(run_dir, 1), "the replica's process")
+    os.kill(process(run_dir, 1) or 0, signal.SIGKILL)
+    said = end(launcher)
+    assert launcher.returncode == 1, said
+    assert "SIGKILL" in said and "go on without it" not in said
+    assert result(run_dir)["status"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_too_few_replicas_end_a_run(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    words = (*TWO, "sync=async_ps", "sync.max_restarts=0", "sync.min_replicas=2")
+    launcher = start(run_dir, *words, steps=5000)
+    wait_until(lambda: newest_step(run_dir) >= EVERY, "the first checkpoint")
+    os.kill(process(run_dir, 1) or 0, signal.SIGKILL)
+    said = end(launcher)
+    assert launcher.returncode == 1, said
+    assert result(run_dir)["status"] == "failed" and newest_step(run_dir) >= EVERY
+
+
 def test_a_signal_to_one_replica_stops_the_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    launcher = start(run_dir, *TWO, "sync=async_ps", steps=5000)
+    launcher = start(run_dir, *TWO, "sync=async_ps", "sync.servers=2", steps=5000)
     wait_until(lambda: newest_step(run_dir) >= EVERY, "the first checkpoint")
     os.kill(process(run_dir, 1) or 0, signal.SIGTERM)
     said = end(launcher)

@@ -122,6 +122,16 @@ def test_gossip_of_no_sense_is_refused_with_a_fix(words: str, said: list[str], m
         ("sync=diloco sync.sync_every_steps=10", 2, 1000, False),
         ("sync=diloco sync.sync_every_steps=10 sync.warmup_sync_steps=10", 2, 100, False),
         ("sync=diloco sync.sync_every_steps=10 sync.outer_momentum=0", 2, 100, False),
+        ("sync=quorum_diloco sync.sync_every_steps=10", 2, 999, True),
+        ("sync=quorum_diloco sync.sync_every_steps=10", 2, 1000, False),
+        ("sync=quorum_diloco sync.sync_every_steps=10 sync.quorum=2", 3, 1000, True),
+        ("sync=quorum_diloco sync.sync_every_steps=10 sync.quorum=2", 2, 1000, False),
+        (
+            "sync=quorum_diloco sync.sync_every_steps=10 sync.quorum=2 sync.grace_s=1",
+            3,
+            1000,
+            False,
+        ),
         ("sync=local_sgd", 2, 100, False),
         ("sync=local_sgd", 1, 100, True),
         ("sync=allreduce", 1, 100, False),
@@ -133,3 +143,9 @@ def test_gossip_of_no_sense_is_refused_with_a_fix(words: str, said: list[str], m
 )
 def test_a_run_set_up_to_lose_is_told(words: str, replicas: int, steps: int, warned: bool) -> None:
     assert (advice(compose_run(*words.split()), steps, replicas) is not None) == warned
+
+
+def test_a_checkpoint_is_a_start() -> None:
+    run = compose_run("sync=quorum_diloco", "sync.sync_every_steps=10")
+    assert "same run_dir" in (advice(run, 100, 2) or "")
+    assert advice(run, 100, 2, is_continued=True) is None

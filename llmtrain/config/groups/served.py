@@ -36,8 +36,8 @@ class ServedConfig(SyncConfig):
     min_replicas: int = 1
     """Living replicas below which training waits for more."""
     dead_after_s: float = 30.0
-    """Seconds without a sign of life after which a replica counts as dead; one whose connection
-    breaks is dead at once."""
+    """Seconds without a sign of life after which a replica counts as dead; one whose connection is
+    seen to break is dead at once."""
     max_restarts: int = 3
     """How often a replica that died is started again, in one start of the run."""
     servers: int = 1
@@ -80,8 +80,8 @@ class AsyncPSConfig(ServedConfig):
     compensation: str = "none"
     """How a late gradient is brought up to date: none | dc_asgd | dc_asgd_adaptive
     (arXiv:1609.08326, equations 10 and 14)."""
-    compensation_strength: float = 0.04
-    """Its lambda; lambda_0 where it is adaptive."""
+    compensation_strength: float | None = None
+    """Its lambda, or lambda_0 where it is adaptive; null: 0.04, or 2 where it is adaptive."""
     compensation_decay: float = 0.95
     """With dc_asgd_adaptive: m of the running mean of squared gradients, 0-1."""
 

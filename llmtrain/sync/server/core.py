@@ -13,8 +13,8 @@ given already, so it cannot pass the gate.
 
 Staleness (Ho et al. 2013, "More effective distributed ML via a stale synchronous parallel
 parameter server"): with bound s a worker starts at most s clocks ahead of the slowest, pushes at
-most s + 1 ahead, and its weights are then at most (W - 1)(2 s + 1) versions old. Weights given
-include all pushes of the worker itself.
+most s + 1 ahead, and its weights are then at most (W - 1)(2 s + 1) versions old, while nobody dies.
+Weights given include all pushes of the worker itself.
 """
 
 from collections.abc import Callable, Collection

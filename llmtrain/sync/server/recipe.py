@@ -105,7 +105,10 @@ def _compensation(config: ServedConfig, weights: Tensors) -> DelayCompensation |
     if not isinstance(config, AsyncPSConfig) or config.compensation == "none":
         return None
     adaptive = config.compensation == "dc_asgd_adaptive"
+    strength = config.compensation_strength
+    if strength is None:
+        strength = 2.0 if adaptive else 0.04
     return DelayCompensation(
-        weights, strength=config.compensation_strength,
+        weights, strength=strength,
         mean_square_decay=config.compensation_decay if adaptive else None,
     )  # fmt: skip

@@ -9,8 +9,8 @@ from llmtrain.distributed.collectives import all_sum
 from llmtrain.optim.clip import clip_grads
 from llmtrain.optim.scheduler import apply_lr
 from llmtrain.sync.served import Served
+from llmtrain.train.finite import FiniteNorms
 from llmtrain.train.peak import peak_memory_bytes
-from llmtrain.train.step import require_finite
 from llmtrain.train.trainer import Parts
 
 
@@ -52,8 +52,9 @@ class LocalSteps:
         if position != self._position:
             p.loader.start(position)
         self._position = position + count * p.plan.global_batch_size
-        loss_sum = torch.zeros((), dtype=torch.float64)
-        tokens, data_s, norm = 0, 0.0, 0.0
+        losses: list[torch.Tensor] = []
+        norms, norm = FiniteNorms(), torch.zeros(())
+        tokens, data_s = 0, 0.0
         for step in range(clock, clock + count):
             p.model.module.zero_grad(set_to_none=True)
             started = time.perf_counter()
@@ -62,16 +63,18 @@ class LocalSteps:
             last = p.plan.total_steps - 1
             apply_lr(p.optimizers, p.run.optimizer.lr, p.schedule(min(step, last)))
             result = p.step(batches, team=team, stop=False)
-            whole = clip_grads(
+            norm = clip_grads(
                 self._parameters, p.run.train.max_grad_norm, extra_axes=self._norm_axes,
                 copies=p.model.copies,
             )  # fmt: skip
-            require_finite(whole, step)
-            norm = float(whole)
+            norms.add(norm, step)
             if self._steps_itself:
                 for optimizer in p.optimizers:
                     optimizer.step()
-            loss_sum += result.loss_sum.double().cpu()
+            losses.append(result.loss_sum.detach().double())
             tokens += result.tokens
-        whole_loss = float(all_sum(loss_sum, p.mesh.token_group))
-        return LocalResult(whole_loss, norm, tokens, data_s, peak_memory_bytes(p.info.device))
+        norms.settle()
+        whole_loss = float(all_sum(torch.stack(losses).sum().cpu(), p.mesh.token_group))
+        return LocalResult(
+            whole_loss, float(norm), tokens, data_s, peak_memory_bytes(p.info.device)
+        )

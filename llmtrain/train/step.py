@@ -3,7 +3,6 @@
 Every kind of step has the signature of `TrainStep`, so the loop has no branch for a pipeline.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -67,25 +66,6 @@ def agree(batches: Sequence[Batch], mesh: Mesh, team: Team, *, stop: bool) -> Co
     own = sum(b.counted_tokens for b in batches) if mesh.counts_batch else 0
     tokens, stopping = all_sum(torch.tensor([own, int(stop)]), team.group).tolist()
     return Counts(tokens, bool(stopping))
-
-
-def require_finite(norm: torch.Tensor, step: int) -> None:
-    """Stop before a gradient that is not finite reaches the weights, equally on all ranks.
-
-    Args:
-        norm: The norm of the whole gradient.
-        step: Steps done.
-
-    Raises:
-        FloatingPointError: says what may help.
-    """
-    if math.isfinite(float(norm)):
-        return
-    raise FloatingPointError(
-        f"the gradient norm of step {step + 1} is {float(norm)}: nothing of it has reached the "
-        "weights or a checkpoint. Lower optimizer.lr, raise scheduler.warmup_steps or lower "
-        "train.max_grad_norm; the same run_dir goes on from its newest checkpoint."
-    )
 
 
 class SequentialStep:

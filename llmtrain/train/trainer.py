@@ -23,12 +23,13 @@ from llmtrain.optim.scheduler import Schedule, apply_lr
 from llmtrain.parallel.apply import ParallelModel
 from llmtrain.sync.interface import SavedSync, SyncStrategy
 from llmtrain.train.evaluate import Evaluation, evaluate
+from llmtrain.train.finite import FiniteNorms
 from llmtrain.train.ledger import Ledger, Settled
 from llmtrain.train.metrics import MetricsWriter
 from llmtrain.train.peak import peak_memory_bytes
 from llmtrain.train.progress import TrainProgress
 from llmtrain.train.state import TrainState
-from llmtrain.train.step import StepResult, TrainStep, require_finite
+from llmtrain.train.step import StepResult, TrainStep
 from llmtrain.train.stop import StopRequest
 from llmtrain.train.vote import StopVote
 
@@ -100,7 +101,7 @@ class Trainer:
         self._p = parts
         self._stop = stop
         mesh = parts.mesh
-        self._ledger = Ledger(mesh)
+        self._ledger, self._norms = Ledger(mesh), FiniteNorms()
         self._vote = StopVote(
             store, replica=mesh.rank("dp_replicate"), replicas=mesh.size("dp_replicate"),
             speaks=all(mesh.rank(axis) == 0 for axis in ("pp", "dp_shard", "cp", "tp")),
@@ -130,6 +131,8 @@ class Trainer:
                 # needs everyone: who has not been asked would miss a replica that waits for votes.
                 votes_late = meets and not p.sync.together(state.step - 1)
                 stopped = not votes_late and self._stops(result)
+                if stopped or meets:
+                    self._norms.settle()
                 if stopped or self._is_logged(state.step):
                     interval = self._log(result, norm, interval)
                 if stopped or meets:
@@ -177,7 +180,7 @@ class Trainer:
             self._parameters, p.run.train.max_grad_norm, extra_axes=self._norm_axes,
             copies=p.model.copies,
         )  # fmt: skip
-        require_finite(norm, state.step)
+        self._norms.add(norm, state.step)
         for optimizer in p.optimizers:
             optimizer.step()
         t5 = time.perf_counter()

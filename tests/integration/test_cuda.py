@@ -288,3 +288,19 @@ def test_more_processes_than_gpus_are_refused_or_use_the_cpu(tmp_path: Path) -> 
     assert f"launcher.nproc_per_node={wanted} processes need a GPU each" in words
     assert "train.device=cpu" in words
     train(tmp_path / "run", *layout, CPU)
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(tmp_path: Path) -> None:
+    """It is looked at a step late, but before anything is kept."""
+    words = ("optimizer=sgd", "optimizer.lr=1e200", "scheduler=constant",
+             "scheduler.warmup_steps=0", "train.log_every_steps=1000")  # fmt: skip
+    for number, every in enumerate((1, 12)):
+        run_dir = tmp_path / str(number)
+        done = subprocess.run(
+            command(run_dir, *words, GPU, f"checkpoint.every_steps={every}"), env=environment(),
+            capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert "the gradient norm of step 2 is nan" in re.sub(r"[\s│]+", " ", done.stderr)
+        kept = [path.name for path in run_dir.glob("checkpoints/step_*")]
+        assert kept == (["step_00000001"] if every == 1 else [])

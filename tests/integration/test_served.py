@@ -125,17 +125,18 @@ def end(launcher: "subprocess.Popen[str]") -> str:
 
 
 @pytest.mark.parametrize(
-    "optimizer",
+    ("optimizer", "servers"),
     [
-        "adamw",
-        pytest.param("momentum", marks=pytest.mark.slow),
-        pytest.param("sgd", marks=pytest.mark.slow),
+        ("adamw", 2),
+        pytest.param("momentum", 1, marks=pytest.mark.slow),
+        pytest.param("sgd", 1, marks=pytest.mark.slow),
     ],
 )
-def test_ssp_of_bound_0_is_allreduce(optimizer: str, tmp_path: Path) -> None:
+def test_ssp_of_bound_0_is_allreduce(optimizer: str, servers: int, tmp_path: Path) -> None:
     words = (*TWO, f"optimizer={optimizer}", "train.max_grad_norm=0")
     one = train(tmp_path / "one", *words, "sync=allreduce")
-    other = train(tmp_path / "other", *words, "sync=ssp", "sync.max_staleness=0")
+    served = ("sync=ssp", "sync.max_staleness=0", f"sync.servers={servers}")
+    other = train(tmp_path / "other", *words, *served)
     assert distance(one, other) <= EQUAL
     losses = [[line["loss"] for line in metric_lines(run)] for run in (one, other)]
     assert losses[0] == pytest.approx(losses[1], rel=EQUAL)
@@ -177,6 +178,7 @@ def test_replicas_of_any_layout_compute_the_same(layout: str, sync: str, tmp_pat
     assert distance(plain, cut) <= SAME_LAYOUT
 
 
+@pytest.mark.slow
 def test_two_servers_compute_what_one_does(tmp_path: Path) -> None:
     words = (*TWO, "sync=ssp", "sync.max_staleness=0", "train.precision=fp32",
              "train.eval_every_steps=16")  # fmt: skip
@@ -472,7 +474,7 @@ def test_a_signal_to_one_replica_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_bytes_of_a_push_are_two_copies_of_the_weights(tmp_path: Path) -> None:
-    run_dir = train(tmp_path / "run", *TWO, "sync=async_ps", "train.precision=fp32")
+    run_dir = train(tmp_path / "run", *TWO, "sync=async_ps", "train.precision=fp32", steps=EVERY)
     sizes = saved(run_dir)
     weights = 4 * sum(tensor.numel() for tensor in sizes.values())
     # There and back, with names, shapes and a header. The opening and rests come beside it.
@@ -490,7 +492,8 @@ def test_a_refusal_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_is_of_plain_tensors(tmp_path: Path) -> None:
-    run_dir = train(tmp_path / "run", *TWO, "sync=quorum_diloco", "sync.sync_every_steps=4")
+    words = ("sync=quorum_diloco", "sync.sync_every_steps=4")
+    run_dir = train(tmp_path / "run", *TWO, *words, steps=EVERY)
     newest = sorted((run_dir / "checkpoints").glob("step_*"))[-1]
     names: set[str] = set()
     for file in newest.glob("*.safetensors"):

@@ -25,7 +25,7 @@ from typing import Any
 import torch.distributed as dist
 
 from llmtrain.config.groups.served import ServedConfig
-from llmtrain.config.paths import CONFIG, LOGS
+from llmtrain.config.paths import CHECKPOINTS, CONFIG, LOGS
 from llmtrain.config.store import load_run_config
 from llmtrain.distributed.env import BEGUN, REPLICA_ENV, RESTART_ENV, STORE_ENV
 from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
@@ -200,8 +200,19 @@ class Fleet:
         if self._store.check([BEGUN]) and left >= self._sync.min_replicas:
             self._say(f"{how}: the others go on without it (sync.max_restarts={most})")
             return None
-        # Before training all are waited for; later, sync.min_replicas.
+        needed = self._sync.min_replicas if self._store.check([BEGUN]) else len(self.teams)
+        why = "sync.min_replicas" if self._store.check([BEGUN]) else "all begin together"
+        self._say(
+            f"{how}: {left} of {len(self.teams)} replicas are left, and {needed} are needed "
+            f"({why}; sync.max_restarts={most}). {self._goes_on()}"
+        )
         return report_failure(self._run_dir, failures, since=self._since)
+
+    def _goes_on(self) -> str:
+        """Return from where the run goes on when it is started again."""
+        if any((self._run_dir / CHECKPOINTS).glob("step_*")):
+            return "The same run_dir goes on from its newest checkpoint."
+        return "There is no checkpoint yet: the same run_dir starts over."
 
     def _after_server(self, code: int, server: int = 0) -> int:
         """Return the run's exit code, a server of it having ended with `code`."""
@@ -224,7 +235,7 @@ class Fleet:
         tail = log_tail(self._run_dir, number)
         body = [
             f"{describe(failure)}. All replicas ended with it.",
-            "The same run_dir goes on from its newest checkpoint.",
+            self._goes_on(),
         ]
         show_error(f"{name} failed", "\n".join([*body, "", *tail]), footer=str(self._run_dir))
         return EXIT_BUG

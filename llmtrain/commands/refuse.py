@@ -25,6 +25,7 @@ def check_words(command: str, words: Sequence[str], config_dirs: Sequence[Path])
         ConfigError: with a did-you-mean.
     """
     known = groups(command, config_dirs)
+    chosen = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in words}
     for word in words:
         typed, equals, value = word.partition("=")
         key = typed.lstrip("+")
@@ -34,7 +35,7 @@ def check_words(command: str, words: Sequence[str], config_dirs: Sequence[Path])
             if re.fullmatch(r"[\w./-]+", value):
                 check_choice(known[key], None if value == "null" else value)
         else:
-            _check_key(command, known, key)
+            _check_key(command, known, key, chosen, value)
 
 
 def check_choice(group: Group, choice: str | None) -> None:
@@ -73,8 +74,11 @@ def check_package(command: str, group: str, choice: str, config_dirs: Sequence[P
         )
 
 
-def _check_key(command: str, known: Mapping[str, Group], key: str) -> None:
-    """Refuse a key whose first part the command lacks, or whose second no choice of the group has.
+def _check_key(
+    command: str, known: Mapping[str, Group], key: str, chosen: Mapping[str, str], value: str
+) -> None:
+    """Refuse a key whose first part the command lacks, or whose second no choice of the group has;
+    and a choice by its name alone, which would leave the settings of another.
 
     Raises:
         ConfigError: with a did-you-mean.
@@ -84,9 +88,17 @@ def _check_key(command: str, known: Mapping[str, Group], key: str) -> None:
         raise unknown_key(first, ROOTS[command], command=command, typed=key)
     schemas = [*SCHEMAS.get(first, {}).values(), *filter(None, [PLAIN_SCHEMAS.get(first)])]
     second = rest.partition(".")[0]
+    if first in SCHEMAS and rest == "name" and value in known[first].choices:
+        raise ConfigError(
+            f"{key}={value} changes the name alone, not the settings that go with it; use "
+            f"{first}={value}."
+        )
     if schemas and rest and not any(second in _names(schema) for schema in schemas):
-        chosen, _ = schema_of(first, known[first].default)
-        raise unknown_key(f"{first}.{second}", chosen, command=command, typed=key)
+        default = known[first].default
+        schema, _ = schema_of(first, chosen.get(first, default))
+        if schema is None:
+            schema, _ = schema_of(first, default)
+        raise unknown_key(f"{first}.{second}", schema, command=command, typed=key)
 
 
 def unknown_key(
@@ -109,7 +121,7 @@ def unknown_key(
         return ConfigError(f"{typed}{where}: '{key}' is not a setting, and holds no others.")
     siblings = _names(schema)
     lines = [f"{typed}{where}: there is no setting '{key}'."]
-    near = did_you_mean(leaf, siblings)
+    near = did_you_mean(leaf, [name for name in siblings if name != "name"])
     owners = [name for name, other in SCHEMAS.get(parent, {}).items() if leaf in _names(other)]
     if owners:
         names = " or ".join(owners)

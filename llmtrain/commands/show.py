@@ -4,6 +4,7 @@ import dataclasses
 
 from rich.table import Table
 
+from llmtrain.config.meetings import advice
 from llmtrain.config.plan import AXES, Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.console import make_console
@@ -33,6 +34,7 @@ def print_plan(run: RunConfig, plan: Plan) -> None:
         "strategy": f"{run.strategy.name}"
         + (f", zero {run.strategy.zero}" if run.strategy.zero else ""),
         "processes": f"{plan.world_size}" + (f" = {axes}" if axes else ""),
+        "sync": describe_sync(run, plan),
         "batch": f"{counted(plan.global_batch_size, 'sequence')} = {plan.dp} data-parallel x "
         f"{counted(plan.gradient_accumulation_steps, 'micro-batch', 'micro-batches')} x "
         f"{plan.micro_batch_size}",
@@ -47,7 +49,32 @@ def print_plan(run: RunConfig, plan: Plan) -> None:
     table.show_header = False
     for name, value in rows.items():
         table.add_row(name, value)
-    make_console().print(table)
+    console = make_console()
+    console.print(table)
+    if plan.steps is not None and (note := advice(run, plan.steps, plan.dp_replicate)):
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def describe_sync(run: RunConfig, plan: Plan) -> str:
+    """Return when replicas exchange what, in a line."""
+    sync = run.sync
+    every = getattr(sync, "sync_every_steps", None)
+    levels = [
+        f"{'all' if lv.replicas < 0 else lv.replicas} every {counted(lv.every_steps, 'step')}"
+        for lv in getattr(sync, "levels", [])
+    ]
+    parts = [
+        sync.name,
+        counted(plan.dp_replicate, "replica"),
+        f"every {counted(every, 'step')}" if every else "",
+        ", ".join(levels),
+        f"after {counted(start, 'synchronous step')}"
+        if (start := getattr(sync, "warmup_sync_steps", 0))
+        else "",
+        counted(plan.servers, "server") if plan.servers else "",
+        "on a virtual clock, in one process" if sync.simulate.workers is not None else "",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def as_plain(config: object) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from llmtrain.checkpoint.compatible import check_newest
 from llmtrain.commands.compose import composer
@@ -19,6 +20,7 @@ from llmtrain.launch.claim import claimed
 from llmtrain.launch.local import launch
 from llmtrain.machine import gpu_count
 from llmtrain.panel import show_note
+from llmtrain.train.push_log import read_pushes
 
 
 def run_train(options: Options) -> int:
@@ -69,6 +71,10 @@ def plan_run(run: RunConfig, world_size: int | None = None) -> Plan:
     check_source(run.data)
     check_tokenizer(run.tokenizer)
     check_extras(run.metrics)
+    simulate = run.sync.simulate
+    if simulate.log is not None:
+        assert simulate.workers is not None
+        read_pushes(Path(simulate.log), simulate.workers)
     return plan
 
 

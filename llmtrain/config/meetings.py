@@ -40,7 +40,7 @@ def check_meetings(run: RunConfig, axes: Mapping[str, int], steps: int | None) -
     if isinstance(sync, HierarchicalConfig):
         _check_levels(sync, replicas)
     if isinstance(sync, AllReduceConfig):
-        _check_compression(run, sync, axes)
+        _check_compression(run, sync, axes, steps)
         return
     others = {axis: size for axis, size in axes.items() if size > 1 and axis != "dp_replicate"}
     require(
@@ -59,8 +59,8 @@ def check_meetings(run: RunConfig, axes: Mapping[str, int], steps: int | None) -
         require(
             sync.fragments <= units,
             f"sync.fragments={sync.fragments} of a model with model.n_layers="
-            f"{run.model.n_layers}: a fragment has a block at least; try sync.fragments={units} "
-            "or fewer.",
+            f"{run.model.n_layers}: a fragment has a block, or the embedding, at least; try "
+            f"sync.fragments={units} or fewer.",
         )
 
 
@@ -109,7 +109,14 @@ def _check_served(run: RunConfig, sync: ServedConfig, replicas: int, pp: int) ->
         )
 
 
-def _check_compression(run: RunConfig, sync: AllReduceConfig, axes: Mapping[str, int]) -> None:
+def _check_compression(
+    run: RunConfig, sync: AllReduceConfig, axes: Mapping[str, int], steps: int | None
+) -> None:
+    require(
+        sync.compression != "powersgd" or steps is None or sync.powersgd_start_step < steps,
+        f"sync.powersgd_start_step={sync.powersgd_start_step} leaves no step of "
+        f"train.steps={steps} to compress; try sync.powersgd_start_step={(steps or 10) // 10}.",
+    )
     cuts = {"strategy.tp": axes["tp"], "strategy.pp": axes["pp"]}
     reasons = [f"{key}={size}" for key, size in cuts.items() if size > 1]
     reasons += [f"strategy.zero={run.strategy.zero}"] if run.strategy.zero else []
@@ -164,6 +171,15 @@ def advice(run: RunConfig, steps: int, replicas: int, *, is_continued: bool = Fa
             f"sync.graph=complete sends the weights {replicas - 1} times in a round; "
             f"sync=local_sgd sync.sync_every_steps={sync.sync_every_steps} computes the same and "
             "sends them less than twice."
+        )
+    if isinstance(sync, AllReduceConfig) and sync.compression != "none" and replicas == 1:
+        return f"sync.compression={sync.compression} with one process: nothing travels."
+    every = getattr(sync, "sync_every_steps", 1)
+    if every > 1 and steps // every < 2:
+        times = "once, at the end" if steps <= every else "once before the end"
+        return (
+            f"sync.sync_every_steps={every} of train.steps={steps}: replicas exchange {times}; try "
+            f"sync.sync_every_steps={max(1, steps // 10)}, or train longer."
         )
     return _advice_on_momentum(sync, steps, replicas, is_continued=is_continued)
 

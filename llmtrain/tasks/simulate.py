@@ -14,7 +14,7 @@ from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.distributed.env import RankInfo
 from llmtrain.durable import replace_text
-from llmtrain.errors import EXIT_OK, ConfigError
+from llmtrain.errors import EXIT_OK
 from llmtrain.sync.virtual.durations import Durations, constant, straggler, transient
 from llmtrain.tasks.ending import Ending, tell_end
 from llmtrain.tasks.serve import open_stage
@@ -69,10 +69,12 @@ def run_simulated(
     ending = Ending(run, conductor.plan, conductor.state, info.device, conductor.start_tokens)
     tell_end(ending, result, run_dir, console, time.monotonic() - t0)
     most = max(range(simulate.workers), key=lambda worker: simulation.waited_s[worker])
+    waited_s = simulation.waited_s[most]
+    waited = f"replica {most} waited longest, {format_duration(waited_s)} in this start"
     console.print(
-        f"virtual time {format_duration(conductor.now())}; replica {most} waited longest, "
-        f"{format_duration(simulation.waited_s[most])} in this start", highlight=False,
-    )  # fmt: skip
+        f"virtual time {format_duration(conductor.now())}; {waited if waited_s else 'none waited'}",
+        highlight=False,
+    )
     return EXIT_OK if conductor.status == "completed" else stop.exit_code
 
 
@@ -83,12 +85,7 @@ def _run(simulation: Simulation, config: SimulateConfig, seed: int, stop: StopRe
     if config.log is None:
         simulation.run(_durations(config, seed), asked)
         return
-    log = Path(config.log)
-    if not log.is_file():
-        raise ConfigError(
-            f"sync.simulate.log={log} is no file; it is the pushes.jsonl of a run's directory."
-        )
-    simulation.replay(log, asked)
+    simulation.replay(Path(config.log), asked)
 
 
 def _durations(config: SimulateConfig, seed: int) -> Durations:

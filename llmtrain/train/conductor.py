@@ -372,6 +372,11 @@ class Conductor:
         return more
 
     @property
+    def step(self) -> int:
+        """Steps' worth of tokens that are in the weights."""
+        return self._started.clock.step(self._started.core.tokens)
+
+    @property
     def journal(self) -> Journal | None:
         """Who is told, once the weights are known."""
         return self._stage.journal if self._stage else None

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llmtrain.errors import ConfigError
+
 NAME = "pushes.jsonl"
 
 
@@ -40,6 +42,38 @@ class PushLog:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+def read_pushes(path: Path, workers: int) -> list[dict[str, Any]]:
+    """Return the lines of the log of a run with `workers` replicas of which none died.
+
+    Raises:
+        ConfigError: when it is not that; names the fix.
+    """
+    key = f"sync.simulate.log={path}"
+    if path.is_dir():
+        raise ConfigError(f"{key} is a folder; try {path / NAME}.")
+    if not path.is_file():
+        raise ConfigError(f"{key} is no file; it is the {NAME} of a run's directory.")
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        pushes = [i for i, line in enumerate(lines) if line["kind"] == "push"]
+        found = {lines[i]["worker"] for i in pushes if {"now", "base_version"} <= lines[i].keys()}
+        # In a real run all of them leave, too: when it is over.
+        left = {ln["worker"] for ln in lines[: pushes[-1]] if ln["kind"] == "leave"}
+    except (ValueError, KeyError, TypeError, IndexError, OSError):
+        raise ConfigError(f"{key} is no log of pushes; it is the {NAME} of a run.") from None
+    if found != set(range(workers)):
+        raise ConfigError(
+            f"{key} is of {len(found)} replicas, and sync.simulate.workers={workers}; set it to "
+            f"{len(found)}."
+        )
+    if left:
+        raise ConfigError(
+            f"{key}: replicas {sorted(left)} died in that run, and virtual ones do not; take the "
+            "log of a run in which none did."
+        )
+    return lines
 
 
 def _now(line: str) -> float:

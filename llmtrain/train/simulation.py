@@ -6,12 +6,10 @@ given. So a run is a function of its configuration, order of pushes and stalenes
 """
 
 import heapq
-import json
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from llmtrain.errors import ConfigError
 from llmtrain.sync.server.packing import WEIGHTS, under
@@ -20,6 +18,7 @@ from llmtrain.sync.transport.frame import Frame
 from llmtrain.sync.transport.hub import Answers
 from llmtrain.sync.virtual.durations import Durations
 from llmtrain.train.conductor import Conductor
+from llmtrain.train.push_log import read_pushes
 from llmtrain.train.replica import Replica
 
 
@@ -88,8 +87,7 @@ class Simulation:
         Raises:
             ConfigError: when it is of another run.
         """
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        self._check(log, lines)
+        lines = read_pushes(log, len(self._replicas))
         self._begin()
         for line in lines:
             if line["kind"] != "push" or self._conductor.finished:
@@ -97,12 +95,11 @@ class Simulation:
             while (wakes_s := self._wakes_before(line["now"])) is not None:
                 self._wake(wakes_s)
             worker, given = line["worker"], self._given.get(line["worker"])
-            version = None if given is None else given.fields["version"]
-            if version != line["base_version"]:
+            if given is None or given.fields["version"] != line["base_version"]:
                 raise ConfigError(
-                    f"sync.simulate.log={log}: push {line['ticket']} of replica {worker} was "
-                    f"computed from version {line['base_version']}, and here it has {version}. The "
-                    "log is of a run with other settings; replay it with those that it had."
+                    f"sync.simulate.log={log} is of a run with another mode or other settings: in "
+                    f"its push {line['ticket']} replica {worker} had other weights than here. "
+                    "Replay it with sync=... and the settings that it had."
                 )
             self.now_s = line["now"]
             self._push(worker)
@@ -111,24 +108,8 @@ class Simulation:
                 break
         if not self._conductor.finished:
             raise ConfigError(
-                f"sync.simulate.log={log} ends before the run does; lower train.steps to what it "
-                "reached."
-            )
-
-    def _check(self, log: Path, lines: Sequence[dict[str, Any]]) -> None:
-        pushes = [i for i, line in enumerate(lines) if line["kind"] == "push"]
-        workers = {lines[i]["worker"] for i in pushes}
-        if workers != set(range(len(self._replicas))):
-            raise ConfigError(
-                f"sync.simulate.log={log} is of {len(workers)} replicas, and "
-                f"sync.simulate.workers={len(self._replicas)}; set it to {len(workers)}."
-            )
-        # In a real run all of them leave, too: when it is over.
-        left = {line["worker"] for line in lines[: pushes[-1]] if line["kind"] == "leave"}
-        if left:
-            raise ConfigError(
-                f"sync.simulate.log={log}: replicas {sorted(left)} died in that run, and virtual "
-                "ones do not; take the log of a run in which none did."
+                f"sync.simulate.log={log} ends before the run does, at step "
+                f"{self._conductor.step}; lower train.steps to that."
             )
 
     def _begin(self) -> list[int]:

@@ -92,7 +92,13 @@ class AsyncPSConfig(ServedConfig):
         require(
             (self.staleness_policy == "reject") == (self.max_versions is not None),
             f"sync.staleness_policy={self.staleness_policy} with sync.max_versions="
-            f"{self.max_versions}: reject needs a number of versions, and nothing else takes one.",
+            f"{self.max_versions}: reject needs a number of versions, and nothing else takes one; "
+            "try sync.staleness_policy=reject sync.max_versions=4.",
+        )
+        require(
+            self.compensation_strength is None or self.compensation != "none",
+            f"sync.compensation_strength={self.compensation_strength} with sync.compensation=none: "
+            "nothing is compensated; add sync.compensation=dc_asgd.",
         )
         require(
             0.0 <= self.compensation_decay < 1.0,

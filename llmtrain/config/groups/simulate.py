@@ -32,6 +32,11 @@ class SimulateConfig:
         )
         require_choice("sync.simulate.schedule", self.schedule, SCHEDULES)
         require(
+            self.workers is not None or self.schedule == "constant",
+            f"sync.simulate.schedule={self.schedule} is of virtual replicas: say how many with "
+            "sync.simulate.workers=4.",
+        )
+        require(
             self.factor >= 1.0, f"sync.simulate.factor={self.factor} must be at least 1."
         )  # fmt: skip
         require(
@@ -42,5 +47,6 @@ class SimulateConfig:
         require(
             (self.schedule == "replay") == (self.log is not None),
             f"sync.simulate.schedule={self.schedule} with sync.simulate.log={self.log}: replay "
-            "needs the pushes.jsonl of an earlier run, and nothing else takes one.",
+            "needs sync.simulate.log=RUN_DIR/pushes.jsonl of an earlier run, and nothing else "
+            "takes one.",
         )

@@ -144,7 +144,8 @@ class DiLoCoConfig(SemiSyncConfig):
     outer_nesterov: bool = True
     """Whether that momentum is Nesterov's; of no effect where outer_momentum is 0."""
     fragments: int = 1
-    """Parts of the model, of every n-th block each, that are exchanged one after the other."""
+    """Parts of the model, whole blocks dealt out evenly by size, that are exchanged one after the
+    other."""
     overlap_steps: int = 0
     """Steps that are trained while an exchange is under way, tau."""
     mix_alpha: float = 0.0

@@ -157,7 +157,7 @@ def from_dict(root: type[T], values: dict[str, Any], where: str) -> T:
             elif group in SCHEMAS and group in known and isinstance(value, dict):
                 require_choice(f"{group}.name", value.get("name"), SCHEMAS[group])
                 base = OmegaConf.structured(SCHEMAS[group][value["name"]])
-                node[group] = OmegaConf.merge(base, value)
+                node[group] = OmegaConf.merge(base, _as_spelt_now(group, value))
             else:
                 node[group] = value
         result = OmegaConf.to_object(node)
@@ -165,3 +165,10 @@ def from_dict(root: type[T], values: dict[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
     assert isinstance(result, root)
     return result
+
+
+def _as_spelt_now(group: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the `values` of a group with what an earlier llmtrain wrote in today's words."""
+    if group == "data" and isinstance(values.get("dedup"), bool):
+        return {**values, "dedup": data.OLD_DEDUP[values["dedup"]]}
+    return values

@@ -56,10 +56,11 @@ def settings_hash(data: DataConfig, tokenizer: TokenizerConfig) -> str:
         ConfigError: a path is not given.
         DataError: an input cannot be read.
     """
+    unused = (*NOT_CONTENT, "near") if data.dedup != "near" else NOT_CONTENT
     settings = {
         "prepare_version": PREPARE_VERSION,
         "format_version": VERSION,
-        "data": {k: v for k, v in asdict(data).items() if k not in NOT_CONTENT},
+        "data": {k: v for k, v in asdict(data).items() if k not in unused},
         "source": hash_source(data),
         "tokenizer": {k: v for k, v in asdict(tokenizer).items() if k != "path"},
     }

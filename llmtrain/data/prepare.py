@@ -1,6 +1,7 @@
 """Raw text to shards: read, clean, dedup, split, tokenize, write; once for the same input.
 
-source -> clean -> dedup -> corpus (scratch file) -> split -> order -> tokenizer -> shards
+source -> clean -> exact dedup -> corpus (scratch file) -> near dedup -> split -> order
+       -> tokenizer -> shards
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from llmtrain.config.extras import check_dedup
 from llmtrain.config.groups.data import DataConfig
 from llmtrain.config.groups.tokenizer import TokenizerConfig
 from llmtrain.console import make_console
@@ -20,12 +22,14 @@ from llmtrain.data.cache import cache_root, new_folder, only_one, settings_hash
 from llmtrain.data.clean import Cleaner
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.dedup import Deduplicator, content_digest
+from llmtrain.data.dedup_near import NearDuplicates, are_near, find_near_duplicates
+from llmtrain.data.dedup_report import exact_report
 from llmtrain.data.locate import check_source
 from llmtrain.data.manifest import MANIFEST, FileCheck, Manifest, Shard, load_manifest, verify_files
 from llmtrain.data.order import hash_shard, hash_shard_bits, order_documents
 from llmtrain.data.shard import ShardWriter, write_file
 from llmtrain.data.source import iter_documents, source_bytes
-from llmtrain.data.split import split_corpus
+from llmtrain.data.split import Split, split_corpus
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.base import TokenIds, Tokenizer
 from llmtrain.tokenizer.build import train_tokenizer
@@ -60,6 +64,7 @@ def prepare(
     """
     console = console or make_console(stderr=True)
     check_source(data)
+    check_dedup(data)
     root = cache_root(data)
     digest = settings_hash(data, tokenizer)
     folder = root / f"{data.name}-{digest[:16]}"
@@ -122,7 +127,8 @@ class _Preparation:
         scratch = self.folder / "corpus.tmp"
         with Corpus(scratch) as corpus:
             self._timed("read", self._read, corpus)
-            split = split_corpus(corpus, self.data.val_ratio, self.data.seed)
+            self._timed("dedup", self._drop_near, corpus)
+            split = self._split(corpus)
             orders = {
                 name: order_documents(corpus, numbers, self.data.shard_mode, self.data.seed)
                 for name, numbers in (("train", split.train), ("validation", split.validation))
@@ -158,15 +164,42 @@ class _Preparation:
                 continue
             raw = text.encode("utf-8")
             digest = content_digest(raw)
-            if not self.data.dedup or seen.is_new(digest):
-                corpus.add(raw, digest)
+            if self.data.dedup == "none" or seen.is_new(digest, document.id, len(text)):
+                corpus.add(raw, digest, document.id)
         if not len(corpus):
             raise DataError(self._nothing_left(read))
         self.report |= {
-            "documents": {"read": read, "duplicates": seen.duplicates, "kept": len(corpus)},
+            "documents": {"read": read, "duplicates": seen.duplicates},
             "replaced": replaced,
             "clean": cleaner.report(),
+            "dedup": {"exact": exact_report(seen, corpus)},
         }
+
+    def _drop_near(self, corpus: Corpus) -> None:
+        """Drop the near-duplicates of `corpus`, where they are to be dropped."""
+        near = NearDuplicates()
+        if self.data.dedup == "near":
+            near = find_near_duplicates(corpus, self.data.near, self.folder, self.bars)
+            corpus.drop(near.dropped)
+            self.report["dedup"]["near"] = near.report()
+        counts = {"near_duplicates": len(near.dropped), "kept": len(corpus)}
+        self.report["documents"] |= counts
+
+    def _split(self, corpus: Corpus) -> Split:
+        """Hold out the validation split; of one document, a tail that is new.
+
+        Raises:
+            DataError: there is no such tail.
+        """
+        split = split_corpus(corpus, self.data.val_ratio, self.data.seed)
+        if self.data.dedup == "near" and len(split.train) == len(split.validation) == 1:
+            pair = [corpus.text(number) for number in (*split.train, *split.validation)]
+            if are_near(pair[0], pair[1], self.data.near):
+                raise DataError(
+                    "The validation split would be a near-duplicate of what is trained on: the "
+                    "corpus is one document that repeats itself. Add text, or set data.dedup=exact."
+                )
+        return split
 
     def _nothing_left(self, read: int) -> str:
         where = getattr(self.data, "path", None) or self.data.name

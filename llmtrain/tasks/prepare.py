@@ -2,6 +2,7 @@
 
 import json
 
+from rich.markup import escape
 from rich.table import Table
 
 from llmtrain.config.schema import PrepareConfig
@@ -34,6 +35,11 @@ def _add_rows(table: Table, values: dict[str, object], prefix: str) -> None:
     for name, value in values.items():
         if isinstance(value, dict):
             _add_rows(table, value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            numbered = {str(number): item for number, item in enumerate(value, start=1)}
+            _add_rows(table, numbered, f"{prefix}{name}.")
         else:
-            shown = f"{value:,.3f}" if isinstance(value, float) else str(value)
+            # A line each, whatever a document holds.
+            text = escape(" ".join(str(value).split()))
+            shown = f"{value:,.3f}" if isinstance(value, float) else text
             table.add_row(f"[bold]{prefix}{name}[/]", shown)

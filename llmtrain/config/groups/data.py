@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from llmtrain.config.groups.dedup import NearConfig
 from llmtrain.errors import require, require_choice
+
+OLD_DEDUP = {True: "exact", False: "none"}
+"""What `data.dedup` was in configurations written before it had three values."""
 
 
 @dataclass(kw_only=True)
@@ -32,8 +36,11 @@ class DataConfig:
     """shakespeare | text | jsonl | parquet | huggingface | synthetic."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     """Cleaning rules."""
-    dedup: bool = True
-    """Drop documents whose cleaned text has been seen before (exact, by 128-bit hash)."""
+    dedup: str = "exact"
+    """Which documents are dropped: none | exact (cleaned text seen before, by 128-bit hash) | near
+    (exact, and those that share most of their n-grams with one that is kept, see data.near)."""
+    near: NearConfig = field(default_factory=NearConfig)
+    """What counts as a near-duplicate, where data.dedup=near."""
     encoding_errors: str = "replace"
     """Bytes that are not UTF-8: replace (counted, U+FFFD) | strict (refused)."""
     val_ratio: float = 0.05
@@ -51,11 +58,21 @@ class DataConfig:
     """Seed of the validation split and of the `random` shard mode."""
 
     def __post_init__(self) -> None:
+        _check_dedup(self.dedup)
         require_choice("data.encoding_errors", self.encoding_errors, ("replace", "strict"))
         require_choice("data.shard_mode", self.shard_mode, ("random", "ordered", "hash"))
         require_choice("data.samples", self.samples, ("windows", "documents"))
         require(0 < self.val_ratio < 1, f"data.val_ratio={self.val_ratio} must be in (0, 1).")
         require(self.shard_tokens > 0, f"data.shard_tokens={self.shard_tokens} must be positive.")
+
+
+def _check_dedup(value: str) -> None:
+    for old, new in OLD_DEDUP.items():
+        require(
+            value.lower() != str(old).lower(),
+            f"data.dedup={value.lower()} is spelt data.dedup={new} now: none, exact or near.",
+        )
+    require_choice("data.dedup", value, ("none", "exact", "near"))
 
 
 @dataclass(kw_only=True)

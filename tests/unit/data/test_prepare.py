@@ -89,7 +89,7 @@ def test_the_cache_is_used_and_keyed_by_content(prepare_texts: Prepare, tmp_path
         prepare_texts(TEXTS, seed=2),
         prepare_texts(TEXTS, CharTokenizerConfig()),
         prepare_texts(TEXTS, ByteTokenizerConfig(separator="<eos>")),
-        prepare_texts(TEXTS, dedup=False),
+        prepare_texts(TEXTS, dedup="none"),
         prepare_texts(TEXTS | {"000.txt": "changed"}),
     ]
     assert len({first, *others}) == 6

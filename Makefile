@@ -16,7 +16,7 @@ setup: $(STAMP)  ## .venv with everything installed; does nothing when that is u
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,clean,tensorboard]'
 	@touch $@
 
 train: setup  ## the main job: a character-level GPT on the shipped text; ARGS="key=value ..." changes it

@@ -2,9 +2,11 @@
 
 
 def as_typed(value: object) -> str:
-    """Return a setting's `value` as one types it: null, true, 3e-4."""
+    """Return a setting's `value` as one types it: null, true, 3e-4, [a,b]."""
     if value is None:
         return "null"
+    if isinstance(value, list):
+        return f"[{','.join(map(as_typed, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

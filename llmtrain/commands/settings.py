@@ -95,6 +95,8 @@ def _fields(prefix: str, schema: type, values: Mapping[str, Any]) -> Iterator[Ke
                 )
             continue
         default = values.get(field.name, field.default)
+        if default is dataclasses.MISSING and callable(field.default_factory):
+            default = field.default_factory()
         if default is dataclasses.MISSING:
             default = "???"
         yield Key(name, kind_of(hint), default, docs.get(field.name, ""))

@@ -1,33 +1,43 @@
-"""The cleaning rules, in the order they run, each counted."""
+"""The cleaning rules, in the order they run, each counted.
 
-import html
-import re
-import unicodedata
+    text       html  mojibake  control characters  invisible characters  spaces  width  NFC
+    masks      keys  email  ip  phone
+    lines      boilerplate  unfinished  too short  too long  repeated
+    text       whitespace
+    document   filters, the first that a document fails drops it
+
+What becomes of a document depends on that document alone: neither on the order in which documents
+come nor on which process cleans them.
+
+A rule runs before those that must not see what it leaves: characters go before NFC, for taking one
+out may bring a letter and its accent together; spaces go before width, for some of them end lines,
+which width looks at; masks come before lines, for two lines that differ in an address are equal
+after it; whitespace comes last, for lines that go leave blank ones behind.
+"""
+
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from llmtrain.config.groups.data import CleanConfig
-
-# Newline (0x0a) and tab (0x09) stay; the rest of Unicode category Cc goes.
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-BLANK_LINES = re.compile(r"\n{3,}")
-HIDDEN = re.compile(r"<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-BLOCK_TAG = re.compile(
-    r"</?(?:address|article|aside|blockquote|br|dd|div|dl|dt|figure|footer|form|h[1-6]|header|hr|li"
-    r"|main|nav|ol|p|pre|section|table|td|th|tr|ul)\b[^<>]*>",
-    re.IGNORECASE,
+from llmtrain.config.groups.clean import CleanConfig
+from llmtrain.data.clean_count import RuleCount
+from llmtrain.data.clean_filters import build_filters
+from llmtrain.data.clean_html import html_to_text
+from llmtrain.data.clean_lines import build_line_rules
+from llmtrain.data.clean_mask import MASKS, mask_email, mask_ip, mask_keys, mask_phone
+from llmtrain.data.clean_measure import Measure
+from llmtrain.data.clean_text import (
+    collapse_spaces,
+    fold_width,
+    repair_mojibake,
+    strip_control_characters,
+    strip_invisible_characters,
+    tidy_whitespace,
+    to_nfc,
 )
-OTHER_TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<![a-zA-Z][^<>]*>")
 
-
-@dataclass
-class RuleCount:
-    """What one rule has done."""
-
-    documents: int = 0
-    """Documents it changed, or dropped."""
-    characters: int = 0
-    """Characters it took away, net."""
+TextRule = Callable[[str], str]
 
 
 @dataclass
@@ -35,60 +45,85 @@ class Cleaner:
     """Applies the rules of `config` and counts what each does."""
 
     config: CleanConfig
-    counts: dict[str, RuleCount] = field(default_factory=dict)
-    """What each rule that is on has done."""
+    counts: dict[str, RuleCount] = field(init=False)
+    """What each rule that is on has done, in the order they run."""
 
     def __post_init__(self) -> None:
-        rules: dict[str, Callable[[str], str]] = {
-            "html": strip_html,
-            "unicode_nfc": to_nfc,
-            "control_characters": strip_control_characters,
-            "whitespace": tidy_whitespace,
-        }
-        self._rules = {name: rule for name, rule in rules.items() if getattr(self.config, name)}
-        self.counts = {name: RuleCount() for name in (*self._rules, "min_chars")}
+        self._text_rules = _build_text_rules(self.config)
+        self._line_rules = build_line_rules(self.config)
+        self._last_rules: dict[str, TextRule] = (
+            {"whitespace": tidy_whitespace} if self.config.whitespace else {}
+        )
+        self._filters = build_filters(self.config)
+        stages = (self._text_rules, self._line_rules, self._last_rules, self._filters)
+        self.counts = {name: RuleCount() for stage in stages for name in stage}
 
-    def clean(self, text: str) -> str | None:
-        """Return `text` cleaned, or None where too little is left of it."""
-        for name, rule in self._rules.items():
-            cleaned = rule(text)
-            if cleaned != text:
-                self.counts[name].documents += 1
-                self.counts[name].characters += len(text) - len(cleaned)
-            text = cleaned
-        if len(text) < self.config.min_chars:
-            self.counts["min_chars"].documents += 1
-            self.counts["min_chars"].characters += len(text)
-            return None
+    def clean(self, text: str, name: str = "") -> str | None:
+        """Return `text` cleaned, or None where a filter drops it.
+
+        Args:
+            text: A document.
+            name: Where it comes from, for the examples in the report.
+        """
+        text = self._apply(self._text_rules, text)
+        if self._line_rules:
+            text = self._drop_lines(text)
+        text = self._apply(self._last_rules, text)
+        measure = Measure(text)
+        for rule, stays in self._filters.items():
+            if not stays(measure):
+                self.counts[rule].add_drop(name, text)
+                return None
         return text
 
-    def report(self) -> dict[str, dict[str, int]]:
+    def merge(self, counts: dict[str, RuleCount]) -> None:
+        """Add what a cleaner of the same settings did elsewhere."""
+        for name, count in counts.items():
+            self.counts[name].merge(count)
+
+    def report(self) -> dict[str, dict[str, Any]]:
         """Return the counts, ready for JSON."""
-        return {name: asdict(count) for name, count in self.counts.items()}
+        return {name: count.to_json() for name, count in self.counts.items()}
+
+    def drops(self) -> dict[str, int]:
+        """Return how many documents each filter dropped, without those that dropped none."""
+        return {name: count.dropped for name, count in self.counts.items() if count.dropped}
+
+    def _apply(self, rules: dict[str, TextRule], text: str) -> str:
+        for name, rule in rules.items():
+            cleaned = rule(text)
+            if cleaned != text:
+                mask = MASKS.get(name)
+                masked = cleaned.count(mask) - text.count(mask) if mask else 0
+                self.counts[name].add_change(len(text) - len(cleaned), masked=masked)
+                text = cleaned
+        return text
+
+    def _drop_lines(self, text: str) -> str:
+        lines = text.split("\n")
+        for name, rule in self._line_rules.items():
+            kept = rule(lines)
+            if len(kept) < len(lines):
+                self.counts[name].add_change(
+                    len("\n".join(lines)) - len("\n".join(kept)), lines=len(lines) - len(kept)
+                )
+                lines = kept
+        return "\n".join(lines)
 
 
-def strip_html(text: str) -> str:
-    """Drop comments, scripts, styles and tags; block tags become a newline; decode entities."""
-    if "<" in text:
-        text = HIDDEN.sub("", text)
-        text = BLOCK_TAG.sub("\n", text)
-        text = OTHER_TAG.sub("", text)
-    return html.unescape(text) if "&" in text else text
-
-
-def to_nfc(text: str) -> str:
-    """Return Unicode normal form C (Unicode Standard Annex 15)."""
-    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
-
-
-def strip_control_characters(text: str) -> str:
-    """Turn CR LF and lone CR into LF; drop control characters other than newline and tab."""
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return CONTROL.sub("", text)
-
-
-def tidy_whitespace(text: str) -> str:
-    """Strip line ends and both ends of the text; three or more newlines become two."""
-    lines = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
-    return BLANK_LINES.sub("\n\n", lines).strip()
+def _build_text_rules(config: CleanConfig) -> dict[str, TextRule]:
+    """Return the rules that are on, in the order they run."""
+    rules: dict[str, TextRule] = {
+        "html": partial(html_to_text, main_content=config.html_main_content),
+        "mojibake": repair_mojibake,
+        "control_characters": strip_control_characters,
+        "invisible_characters": strip_invisible_characters,
+        "collapse_spaces": collapse_spaces,
+        "width": fold_width,
+        "unicode_nfc": to_nfc,
+        "mask_keys": mask_keys,
+        "mask_email": mask_email,
+        "mask_ip": mask_ip,
+        "mask_phone": partial(mask_phone, regions=config.phone_regions),
+    }
+    return {name: rule for name, rule in rules.items() if getattr(config, name)}

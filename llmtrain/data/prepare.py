@@ -159,7 +159,7 @@ class _Preparation:
             read += 1
             replaced += document.replaced
             self.bars.advance(bar, len(document.text))
-            text = cleaner.clean(document.text)
+            text = cleaner.clean(document.text, document.id)
             if text is None:
                 continue
             raw = text.encode("utf-8")
@@ -167,7 +167,7 @@ class _Preparation:
             if self.data.dedup == "none" or seen.is_new(digest, document.id, len(text)):
                 corpus.add(raw, digest, document.id)
         if not len(corpus):
-            raise DataError(self._nothing_left(read))
+            raise DataError(self._nothing_left(read, cleaner))
         self.report |= {
             "documents": {"read": read, "duplicates": seen.duplicates},
             "replaced": replaced,
@@ -201,13 +201,20 @@ class _Preparation:
                 )
         return split
 
-    def _nothing_left(self, read: int) -> str:
+    def _nothing_left(self, read: int, cleaner: Cleaner) -> str:
         where = getattr(self.data, "path", None) or self.data.name
         if not read:
             return f"data.path={where} holds no documents."
+        drops = cleaner.drops()
+        if set(drops) == {"min_chars"}:
+            return (
+                f"data.path={where} is empty: none of {read} documents has text of at least "
+                f"data.clean.min_chars={self.data.clean.min_chars} characters after cleaning."
+            )
+        rules = ", ".join(f"data.clean.{rule} {count}" for rule, count in drops.items())
         return (
-            f"data.path={where} is empty: none of {read} documents has text of at least "
-            f"data.clean.min_chars={self.data.clean.min_chars} characters after cleaning."
+            f"data.path={where}: cleaning drops all of {read} documents ({rules}). Loosen the rule "
+            "that drops the most."
         )
 
     def _train(self, corpus: Corpus, orders: dict[str, list[int]]) -> Tokenizer:

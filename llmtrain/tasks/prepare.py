@@ -1,7 +1,9 @@
 """The task `prepare`: raw text to shards, nothing more."""
 
 import json
+from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,10 +24,12 @@ def run_prepare(config: PrepareConfig) -> int:
     if config.json:
         print(json.dumps({"folder": str(folder), **report}))
         return EXIT_OK
+    cleaning = report.pop("clean")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     _add_rows(table, report, "")
     console = make_console()
     console.print(table)
+    _print_cleaning(console, cleaning)
     # Not in the table, which would cut a path that is wider than the terminal.
     console.print(f"folder: {folder}", soft_wrap=True, highlight=False, markup=False)
     return EXIT_OK
@@ -43,3 +47,20 @@ def _add_rows(table: Table, values: dict[str, object], prefix: str) -> None:
             text = escape(" ".join(str(value).split()))
             shown = f"{value:,.3f}" if isinstance(value, float) else text
             table.add_row(f"[bold]{prefix}{name}[/]", shown)
+
+
+def _print_cleaning(console: Console, cleaning: dict[str, dict[str, Any]]) -> None:
+    """Print what each rule did, in the order they ran, and some of what was dropped."""
+    columns = ("documents", "dropped", "lines", "masked", "characters")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    table.add_column("[bold]clean[/]")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for rule, counts in cleaning.items():
+        table.add_row(f"[bold]{rule}[/]", *(f"{counts.get(name, 0):,}" for name in columns))
+    console.print(table)
+    for rule, counts in cleaning.items():
+        for example in counts.get("examples", ()):
+            # repr: a newline in a text must not break the list.
+            shown = f"dropped by {rule}: {example['id']} {example['text']!r}"
+            console.print(shown, soft_wrap=True, highlight=False, markup=False)

@@ -28,6 +28,7 @@ def test_a_refusal_spells_values_as_they_are_typed() -> None:
 
 def test_values_for_people() -> None:
     assert [as_typed(v) for v in (None, True, 3e-4, "x")] == ["null", "true", "0.0003", "x"]
+    assert as_typed(["US", None]) == "[US,null]"
     assert counted(1, "step") == "1 step"
     assert counted(2, "strategy", "strategies") == "2 strategies"
     assert (counted(0.5, "epoch"), counted(1.0, "epoch")) == ("0.5 epochs", "1 epoch")

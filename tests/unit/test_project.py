@@ -179,10 +179,11 @@ def test_constraints_pin_every_dependency() -> None:
     assert not [line for line in lines if "+" in line.partition("#")[0]], "no local labels"
 
 
-PACKAGES = {"hydra": "hydra-core", "yaml": "pyyaml"}
+PACKAGES = {"hydra": "hydra-core", "yaml": "pyyaml", "phonenumbers": "phonenumberslite"}
 """Import name -> package, where they differ."""
 
-OPTIONAL = {"wandb", "tensorboard"}
+OPTIONAL = {"wandb", "tensorboard", "ftfy", "phonenumbers", "regex", "resiliparse"}
+"""Of the extras; looked for before anything starts."""
 
 
 def test_every_import_is_a_declared_dependency() -> None:
@@ -200,5 +201,11 @@ def test_every_import_is_a_declared_dependency() -> None:
                 if top in sys.stdlib_module_names or top in OPTIONAL or top == "llmtrain":
                     continue
                 assert PACKAGES.get(top, top) in declared, f"{relative(path)} imports {top}"
+    extras = {
+        re.split(r"[^\w.-]", line)[0]
+        for lines in project["optional-dependencies"].values()
+        for line in lines
+    }
+    assert {PACKAGES.get(name, name) for name in OPTIONAL} <= extras
     # torch writes our checkpoints with it, and does not depend on it.
     assert "safetensors" in declared

@@ -2,30 +2,12 @@
 
 from dataclasses import dataclass, field
 
+from llmtrain.config.groups.clean import CleanConfig
 from llmtrain.config.groups.dedup import NearConfig
 from llmtrain.errors import require, require_choice
 
 OLD_DEDUP = {True: "exact", False: "none"}
 """What `data.dedup` was in configurations written before it had three values."""
-
-
-@dataclass(kw_only=True)
-class CleanConfig:
-    """Cleaning rules in the order they run; each is counted in the report."""
-
-    html: bool = False
-    """Drop HTML tags, scripts and comments, and decode entities."""
-    unicode_nfc: bool = True
-    """Bring text to Unicode normal form C."""
-    control_characters: bool = True
-    """Drop control characters other than newline and tab; CR LF becomes LF."""
-    whitespace: bool = True
-    """Strip spaces at line ends and both ends of a document; three newlines or more become two."""
-    min_chars: int = 1
-    """Drop documents shorter than this after cleaning, in characters."""
-
-    def __post_init__(self) -> None:
-        require(self.min_chars >= 1, f"data.clean.min_chars={self.min_chars} must be at least 1.")
 
 
 @dataclass(kw_only=True)

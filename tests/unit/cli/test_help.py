@@ -65,6 +65,13 @@ def test_help_refuses_what_cannot_be_chosen(word: str, said: str) -> None:
     assert said in str(refusal.value)
 
 
+def test_help_shows_lists_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "data.clean.scripts=[]" in out
+    assert "data.clean.phone_regions=[US,GB," in out
+
+
 def test_help_ends_no_sentence_at_an_abbreviation(capsys: pytest.CaptureFixture[str]) -> None:
     run(["train", "--help"])
     out = " ".join(capsys.readouterr().out.split())

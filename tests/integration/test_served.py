@@ -358,12 +358,13 @@ def test_a_replica_that_keeps_dying_is_done_without(tmp_path: Path) -> None:
     train(run_dir, *words, steps=420)
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.parametrize(
     "servers, victim, name",
     [
-        pytest.param(1, 0, "the server", marks=pytest.mark.slow),
-        pytest.param(2, 0, "server 0", marks=pytest.mark.slow),
+        (1, 0, "the server"),
+        (2, 0, "server 0"),
         (2, 1, "server 1"),
     ],
 )
@@ -491,6 +492,7 @@ def test_a_refusal_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_checkpoint_is_of_plain_tensors(tmp_path: Path) -> None:
     words = ("sync=quorum_diloco", "sync.sync_every_steps=4")
     run_dir = train(tmp_path / "run", *TWO, *words, steps=EVERY)

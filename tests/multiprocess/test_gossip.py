@@ -31,6 +31,7 @@ EXACT = 1e-12
 
 STEPS = 12
 ROUNDS = 8
+SLOW = pytest.mark.slow
 SHAPES = ((7, 33), (1,), (0,), (257,), (3, 0), (5, 4))
 
 
@@ -104,14 +105,14 @@ def _mixed(
     ("words", "ranks"),
     [
         ("sync.algorithm=dpsgd sync.graph=ring", 4),
-        ("sync.algorithm=dpsgd sync.graph=exponential", 3),
-        ("sync.algorithm=dpsgd sync.graph=random_pair", 3),
+        pytest.param("sync.algorithm=dpsgd sync.graph=exponential", 3, marks=SLOW),
+        pytest.param("sync.algorithm=dpsgd sync.graph=random_pair", 3, marks=SLOW),
         ("sync.algorithm=dpsgd sync.graph=random_pair sync.seed=5", 4),
-        ("sync.algorithm=dpsgd sync.graph=complete", 3),
+        pytest.param("sync.algorithm=dpsgd sync.graph=complete", 3, marks=SLOW),
         ("sync.graph=exponential", 2),
         ("sync.graph=exponential", 3),
         ("sync.graph=random_peer", 3),
-        ("sync.graph=random_peer sync.seed=1", 4),
+        pytest.param("sync.graph=random_peer sync.seed=1", 4, marks=SLOW),
     ],
 )
 def test_rounds_are_the_matrix_and_keep_the_mean(
@@ -210,9 +211,9 @@ def test_gossip_is_the_plain_loop(
     ("words", "ranks", "copies"),
     [
         ("sync.algorithm=dpsgd sync.graph=ring", 4, 2),
-        ("sync.algorithm=dpsgd sync.graph=complete", 4, 3),
+        pytest.param("sync.algorithm=dpsgd sync.graph=complete", 4, 3, marks=SLOW),
         ("sync.graph=exponential", 4, 1),
-        ("sync.graph=random_peer sync.sync_every_steps=3", 3, 1),
+        pytest.param("sync.graph=random_peer sync.sync_every_steps=3", 3, 1, marks=SLOW),
     ],
 )
 def test_bytes_are_copies_of_the_weights(
@@ -291,14 +292,20 @@ def train_asked(run_dir: Path, asked: int, at: int, slow: int) -> int:
     ("words", "ranks", "asked", "slow"),
     [
         ("sync=gossip sync.graph=exponential", 2, 1, 0),
-        ("sync=gossip sync.graph=exponential sync.sync_every_steps=3", 2, 0, 1),
+        pytest.param(
+            "sync=gossip sync.graph=exponential sync.sync_every_steps=3", 2, 0, 1, marks=SLOW
+        ),
         ("sync=local_sgd sync.sync_every_steps=3", 2, 0, 1),  # asked in the step of a meeting
         ("sync=gossip train.eval_every_steps=4 checkpoint.every_steps=4", 2, 0, 1),
-        ("sync=gossip sync.algorithm=dpsgd sync.graph=ring", 4, 0, 2),
+        pytest.param("sync=gossip sync.algorithm=dpsgd sync.graph=ring", 4, 0, 2, marks=SLOW),
         ("sync=gossip sync.algorithm=dpsgd sync.graph=ring", 4, 2, 2),
-        ("sync=gossip sync.algorithm=dpsgd sync.graph=random_pair", 4, 1, 0),
-        ("sync=gossip sync.graph=exponential sync.sync_every_steps=2", 4, 3, 1),
-        ("sync=gossip sync.graph=random_peer", 4, 0, 3),
+        pytest.param(
+            "sync=gossip sync.algorithm=dpsgd sync.graph=random_pair", 4, 1, 0, marks=SLOW
+        ),
+        pytest.param(
+            "sync=gossip sync.graph=exponential sync.sync_every_steps=2", 4, 3, 1, marks=SLOW
+        ),
+        pytest.param("sync=gossip sync.graph=random_peer", 4, 0, 3, marks=SLOW),
     ],
 )
 def test_one_replica_that_is_asked_has_all_stop_at_one_step(

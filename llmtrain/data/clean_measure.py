@@ -9,27 +9,13 @@ import unicodedata
 from collections import Counter
 from functools import cached_property, lru_cache
 
-SPACELESS = (
-    # Han
-    ("[\u2e80-\u2fdf\u3005\u3007\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]", 1.8),
-    # Hiragana and katakana
-    ("[\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9d]", 2.0),
-    # Thai, Lao, Myanmar, Khmer
-    ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]", 4.0),
-)
-"""Letters of scripts without spaces, and how many of them make a word in the mean. For Han, what a
-segmenter (jieba) finds in prose and in a manual is 1.78; the others are rough."""
-SPACELESS_LETTERS = tuple((re.compile(letters), per_word) for letters, per_word in SPACELESS)
+from llmtrain.data.spaceless import SPACELESS
+
+LETTERS = tuple((re.compile(f"[{s.letters}]"), s.letters_per_word) for s in SPACELESS)
 
 # Punctuation of the same scripts parts words as a space does.
-NO_WORD = re.compile(
-    "[\u2e80-\u2fdf\u3000-\u9fff\uf900-\ufaff\uff00-\uffef\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-    "\U00020000-\U0003ffff]+"
-)
-HAS_SPACELESS = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef"
-    "\U00020000-\U0003ffff]"
-)
+PUNCTUATION = "\u3000-\u33ff\uff00-\uffef"
+NO_WORD = re.compile(f"[{''.join(s.letters for s in SPACELESS)}{PUNCTUATION}]+")
 
 # Latin and alike: a mark, closing quotes, then a space or the end. Others need no space behind.
 # Thai and Lao end a sentence with a space alone.
@@ -59,7 +45,7 @@ class Measure:
     @cached_property
     def spaced(self) -> list[str]:
         """What stands between spaces, of scripts that have them."""
-        if self.text.isascii() or not HAS_SPACELESS.search(self.text):
+        if self.text.isascii() or not NO_WORD.search(self.text):
             return self.text.split()
         return NO_WORD.sub(" ", self.text).split()
 
@@ -125,9 +111,9 @@ def count_words(text: str) -> float:
 
 def spaceless_words(text: str) -> float:
     """Return how many words the letters of scripts without spaces make in `text`."""
-    if text.isascii() or not HAS_SPACELESS.search(text):
+    if text.isascii() or not NO_WORD.search(text):
         return 0.0
-    return sum(len(letter.findall(text)) / per_word for letter, per_word in SPACELESS_LETTERS)
+    return sum(len(letter.findall(text)) / per_word for letter, per_word in LETTERS)
 
 
 def count_sentences(text: str) -> int:

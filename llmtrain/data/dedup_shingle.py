@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmtrain.config.groups.dedup import NearConfig
+from llmtrain.data.spaceless import SPACELESS
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -28,22 +29,6 @@ MULTIPLIER = 0x9E3779B97F4A7C15
 INVERSE = pow(MULTIPLIER, -1, 1 << 64)
 
 SEPARATOR, IN_WORD, ALONE = 0, 1, 2
-
-WITHOUT_SPACES = (
-    (0x0E00, 0x0EFF),  # Thai, Lao
-    (0x1000, 0x109F),  # Myanmar
-    (0x1780, 0x17FF),  # Khmer
-    (0x3005, 0x3007),  # marks that stand for Han characters
-    (0x3041, 0x30FF),  # Hiragana, Katakana
-    (0x31F0, 0x31FF),  # Katakana, phonetic extensions
-    (0x3400, 0x4DBF),  # Han, extension A
-    (0x4E00, 0x9FFF),  # Han
-    (0xA000, 0xA4CF),  # Yi
-    (0xF900, 0xFAFF),  # Han, compatibility
-    (0xFF66, 0xFF9F),  # Katakana, half width
-    (0x20000, 0x3FFFF),  # Han, extension B and later
-)
-"""Code points, both ends included, of scripts that are written without blanks between words."""
 
 
 class Shingler:
@@ -180,7 +165,7 @@ def _kinds() -> npt.NDArray[np.uint8]:
     """Return what each code point is, shape (0x110000,): SEPARATOR, IN_WORD or ALONE."""
     categories = (unicodedata.category(chr(code))[0] for code in range(sys.maxunicode + 1))
     kinds = np.fromiter((c in "LNM" for c in categories), np.uint8, sys.maxunicode + 1)
-    for first, last in WITHOUT_SPACES:
+    for first, last in (ends for script in SPACELESS for ends in script.ranges):
         part = kinds[first : last + 1]
         part[part == IN_WORD] = ALONE
     return kinds

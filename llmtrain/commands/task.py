@@ -5,7 +5,6 @@ from pathlib import Path
 from llmtrain.commands.compose import composer
 from llmtrain.commands.options import Options
 from llmtrain.commands.show import as_plain
-from llmtrain.config.extras import check_dedup
 from llmtrain.config.groups.inference import FromRunConfig
 from llmtrain.config.paths import CONFIG
 from llmtrain.config.schema import PrepareConfig
@@ -34,7 +33,6 @@ def run_task_command(options: Options) -> int:
         from llmtrain.tokenizer.pretrained import check_tokenizer
 
         check_source(config.data)
-        check_dedup(config.data)
         check_tokenizer(config.tokenizer)
     if isinstance(config, FromRunConfig):
         check_run(str(config.run))

@@ -9,7 +9,7 @@ from llmtrain.commands.compose import composer
 from llmtrain.commands.freeze import freeze, run_folder
 from llmtrain.commands.options import Options
 from llmtrain.commands.show import print_plan
-from llmtrain.config.extras import check_dedup, check_extras
+from llmtrain.config.extras import check_extras
 from llmtrain.config.paths import CHECKPOINTS
 from llmtrain.config.plan import Plan, make_plan
 from llmtrain.config.schema import RunConfig
@@ -69,7 +69,6 @@ def plan_run(run: RunConfig, world_size: int | None = None) -> Plan:
     gpus = 0 if run.train.device == "cpu" else gpu_count()
     plan = make_plan(run, gpus=gpus, world_size=world_size)
     check_source(run.data)
-    check_dedup(run.data)
     check_tokenizer(run.tokenizer)
     check_extras(run.metrics)
     simulate = run.sync.simulate

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 
-from llmtrain.config.groups.data import DataConfig
 from llmtrain.config.groups.metrics import MetricsConfig
 from llmtrain.errors import require
 
@@ -25,19 +24,4 @@ def check_extras(metrics: MetricsConfig) -> None:
         or os.environ.get("WANDB_MODE") in ("offline", "disabled")
         or bool(os.environ.get("WANDB_API_KEY")),
         "metrics.wandb=true needs WANDB_API_KEY in the environment, or WANDB_MODE=offline.",
-    )
-
-
-def check_dedup(data: DataConfig) -> None:
-    """Refuse to look for near-duplicates without the library that sketches documents.
-
-    An environment that was made before it was needed may lack it.
-
-    Raises:
-        ConfigError: names the setting and what to install.
-    """
-    require(
-        data.dedup != "near" or importlib.util.find_spec("rensa") is not None,
-        "data.dedup=near needs the package rensa: pip install 'rensa>=0.5,<0.6', "
-        "or set data.dedup=exact.",
     )

@@ -13,7 +13,7 @@ import xxhash
 
 from llmtrain.config.groups.data import DataConfig
 from llmtrain.config.groups.tokenizer import PretrainedTokenizerConfig, TokenizerConfig
-from llmtrain.data.clean_library import library_versions
+from llmtrain.data.library import library_versions
 from llmtrain.data.manifest import VERSION
 from llmtrain.data.source import hash_source
 from llmtrain.durable import sync_folder
@@ -62,7 +62,7 @@ def settings_hash(data: DataConfig, tokenizer: TokenizerConfig) -> str:
         "prepare_version": PREPARE_VERSION,
         "format_version": VERSION,
         "data": {k: v for k, v in asdict(data).items() if k not in unused},
-        "clean_libraries": library_versions(data.clean),
+        "libraries": library_versions(data),
         "source": hash_source(data),
         "tokenizer": {k: v for k, v in asdict(tokenizer).items() if k != "path"},
     }

@@ -16,7 +16,7 @@ from llmtrain.config.groups.data import (
     SyntheticDataConfig,
     TextDataConfig,
 )
-from llmtrain.data.clean_library import check_libraries
+from llmtrain.data.library import check_libraries
 from llmtrain.errors import ConfigError, DataError, did_you_mean, require
 
 SHAKESPEARE = Path(__file__).parent / "corpus" / "shakespeare"
@@ -40,14 +40,14 @@ NAMES_SHOWN = 8
 
 
 def check_source(config: DataConfig) -> None:
-    """Refuse a source that cannot be read or cleaned, as far as that shows without reading it.
+    """Refuse a source that cannot be read or prepared, as far as that shows without reading it.
 
     Raises:
-        ConfigError: a setting that the source needs is missing or makes no sense, or a cleaning
-            rule needs a package that is not there.
+        ConfigError: a setting that the source needs is missing or makes no sense, or a rule needs a
+            package that is not there.
         DataError: a file is missing or not readable, or a folder holds none of its kind.
     """
-    check_libraries(config.clean)
+    check_libraries(config)
     if isinstance(config, SyntheticDataConfig):
         for key in ("documents", "words_per_document", "vocabulary"):
             value = getattr(config, key)

@@ -14,7 +14,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from llmtrain.config.extras import check_dedup
 from llmtrain.config.groups.data import DataConfig
 from llmtrain.config.groups.tokenizer import TokenizerConfig
 from llmtrain.console import make_console
@@ -64,7 +63,6 @@ def prepare(
     """
     console = console or make_console(stderr=True)
     check_source(data)
-    check_dedup(data)
     root = cache_root(data)
     digest = settings_hash(data, tokenizer)
     folder = root / f"{data.name}-{digest[:16]}"

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from rich.progress import Progress
 
-from llmtrain.config.extras import check_dedup
 from llmtrain.config.groups.data import JsonlDataConfig, TextDataConfig
 from llmtrain.config.groups.dedup import NearConfig
 from llmtrain.config.groups.tokenizer import ByteTokenizerConfig
@@ -17,6 +16,7 @@ from llmtrain.config.store import from_dict, to_yaml
 from llmtrain.data import dedup_near, dedup_sketch
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.dedup_near import NearDuplicates, find_near_duplicates
+from llmtrain.data.library import check_libraries
 from llmtrain.data.prepare import load_report, prepare
 from llmtrain.errors import ConfigError, DataError
 from tests.unit.data.conftest import Prepare, many_texts
@@ -294,6 +294,6 @@ def test_near_settings_that_are_refused(settings: dict[str, Any], message: str) 
 
 def test_a_missing_library_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    check_dedup(TextDataConfig())
+    check_libraries(TextDataConfig())
     with pytest.raises(ConfigError, match=r"data\.dedup=near needs .*pip install 'rensa"):
-        check_dedup(TextDataConfig(dedup="near"))
+        check_libraries(TextDataConfig(dedup="near"))

@@ -197,11 +197,12 @@ class Fleet:
             return None
         team.given_up = True
         left = sum(not other.given_up for other in self.teams)
-        if self._store.check([BEGUN]) and left >= self._sync.min_replicas:
+        needed, why = len(self.teams), "all begin together"
+        if self._store.check([BEGUN]):
+            needed, why = self._sync.min_replicas, "sync.min_replicas"
+        if left >= needed:
             self._say(f"{how}: the others go on without it (sync.max_restarts={most})")
             return None
-        needed = self._sync.min_replicas if self._store.check([BEGUN]) else len(self.teams)
-        why = "sync.min_replicas" if self._store.check([BEGUN]) else "all begin together"
         self._say(
             f"{how}: {left} of {len(self.teams)} replicas are left, and {needed} are needed "
             f"({why}; sync.max_restarts={most}). {self._goes_on()}"

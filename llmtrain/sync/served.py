@@ -38,6 +38,8 @@ class Served:
         self._name, self._payload = config.name, config.payload
         self.replica = None if config.payload == "gradient" else setting.replica
         self._setting = setting
+        self._elsewhere = (WEIGHTS, OPTIMIZER) if config.payload == "gradient" else (WEIGHTS,)
+        """Paths of the server's state that a checkpoint has as model's and optimizer's."""
         self._weights = Weights(setting.module)
         self._place = dist.get_rank()
         self._received: Tensors = {}
@@ -122,8 +124,7 @@ class Served:
         self._weights.take(under(WEIGHTS, own))
         if self._payload == "gradient":
             self._take_optimizer(under(OPTIMIZER, own))
-        kept = (WEIGHTS, OPTIMIZER) if self._payload == "gradient" else (WEIGHTS,)
-        self._state = {path: v for path, v in clone(own).items() if not path.startswith(kept)}
+        self._state = {path: v for path, v in clone(own).items() if not path.startswith(self._elsewhere)}
 
     def _take_optimizer(self, state: Tensors) -> None:
         owners = {
@@ -168,14 +169,13 @@ class Served:
             self.first_sample = saved["first_sample"]
         elif self._payload != "delta":
             return {}
-        self._plain = relaid(saved["server"], self._place, self._weights.local())
-        wanted = self._plain if self._restored else {"core": {"rule": self._plain["core"]["rule"]}}
         local = self._weights.local()
-        kept = (WEIGHTS, OPTIMIZER) if self._payload == "gradient" else (WEIGHTS,)
+        self._plain = relaid(saved["server"], self._place, local)
+        wanted = self._plain if self._restored else {"core": {"rule": self._plain["core"]["rule"]}}
         self._state = {
             without_place(path): torch.zeros_like(local[parameter_of(path)])
             for path in paths_of(wanted)
-            if not path.startswith(kept)
+            if not path.startswith(self._elsewhere)
         }
         return self.state_dict()
 

@@ -33,7 +33,6 @@ class Line:
         """
         self._session = call(store, caller)
         self._ended = threading.Event()
-        self._told = 0
         if caller.place == 0:
             beat = self._beats(own_client(store), beat_key(caller.worker), dead_after_s / SIGNS)
             threading.Thread(target=beat, name="llmtrain-beats", daemon=True).start()
@@ -44,14 +43,11 @@ class Line:
         Raises:
             LostLineError: when the server is gone.
         """
-        self._session.send(frame)
-        return self._session.receive()
+        return self._session.ask(frame)
 
     def traffic(self) -> int:
         """Return the bytes that went both ways since it was last asked."""
-        now = self._session.sent_bytes + self._session.received_bytes
-        since, self._told = now - self._told, now
-        return since
+        return self._session.traffic()
 
     def close(self) -> None:
         """Give no more signs of life."""

@@ -17,7 +17,7 @@ from llmtrain.sync.server.packing import joined, placed_name
 from llmtrain.sync.server.tensors import Tensors
 from llmtrain.sync.transport.frame import Frame
 from llmtrain.sync.transport.line import Line
-from llmtrain.sync.transport.session import Caller, Session, call
+from llmtrain.sync.transport.session import Caller, call
 from llmtrain.sync.transport.shard import GIVE, GONE, PART, ShardError
 
 
@@ -44,7 +44,7 @@ class Lines:
         Raises:
             LostLineError: when a server does not answer the call.
         """
-        self._owner, self._servers, self._told = owner, servers, 0
+        self._owner, self._servers = owner, servers
         self._lead = Line(store, caller, dead_after_s)
         self._others = [call(store, caller, server) for server in range(1, servers)]
         self._pool = ThreadPoolExecutor(servers, thread_name_prefix="llmtrain-lines")
@@ -66,9 +66,7 @@ class Lines:
 
     def traffic(self) -> int:
         """Return the bytes that went both ways since it was last asked."""
-        now = sum(one.sent_bytes + one.received_bytes for one in self._others)
-        since, self._told = now - self._told, now
-        return since + self._lead.traffic()
+        return self._lead.traffic() + sum(one.traffic() for one in self._others)
 
     def close(self) -> None:
         """Give no more signs of life."""
@@ -84,15 +82,10 @@ class Lines:
     def _all(self, frames: Sequence[Frame]) -> list[Frame]:
         """Ask every server, the lead's process first; return all answers."""
         answers = [
-            self._pool.submit(_ask, one, frame)
+            self._pool.submit(one.ask, frame)
             for one, frame in zip(self._others, frames[1:], strict=True)
         ]
         return [self._lead.ask(frames[0]), *(answer.result() for answer in answers)]
-
-
-def _ask(session: Session, frame: Frame) -> Frame:
-    session.send(frame)
-    return session.receive()
 
 
 def _whole(answer: Frame, given: Sequence[Frame]) -> Frame:

@@ -63,6 +63,7 @@ class Session:
         """Bytes sent so far."""
         self.received_bytes = 0
         """Bytes received so far."""
+        self._told = 0
         self._peer = 1 if answers else 0
         try:
             self._group: Any = dist.ProcessGroupGloo(
@@ -70,6 +71,22 @@ class Session:
             )
         except RuntimeError as error:
             raise LostLineError(str(error)) from error
+
+    def ask(self, frame: Frame) -> Frame:
+        """Say `frame` and return the answer, however long it takes.
+
+        Raises:
+            LostLineError: when the other end is gone.
+            FrameError: when it does not speak this protocol.
+        """
+        self.send(frame)
+        return self.receive()
+
+    def traffic(self) -> int:
+        """Return the bytes that went both ways since it was last asked."""
+        now = self.sent_bytes + self.received_bytes
+        since, self._told = now - self._told, now
+        return since
 
     def send(self, frame: Frame) -> None:
         """Send `frame`; returns when the other end has taken it.

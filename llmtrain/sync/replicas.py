@@ -1,5 +1,6 @@
 """What modes share in which replicas train apart, after a synchronous start if asked."""
 
+import abc
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from llmtrain.sync.traffic import gradient_bytes
 from llmtrain.sync.weights import Named, Weights
 
 
-class Replicas:
+class Replicas(abc.ABC):
     """A mode of replicas that train apart. What they exchange, and when, is told by `_exchange`.
 
     A replica's own weights lie apart from the others' between exchanges; its optimizer's state
@@ -49,22 +50,22 @@ class Replicas:
         """Replicas step together until `warmup_sync_steps`."""
         return step < self._warmup
 
+    @abc.abstractmethod
     def exchanges(self, step: int) -> bool:
         """Whether replicas exchange something when `step` steps are done."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def meets(self, step: int) -> bool:
         """Whether all replicas wait for each other when `step` steps are done."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _exchange(self, step: int) -> None:
         """Exchange what is due when `step` steps are done. Collective over dp_replicate."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def is_apart(self) -> bool:
         """Whether this replica's weights are not those to evaluate."""
-        raise NotImplementedError
 
     def before_step(self, step: int) -> None:
         """Nothing precedes a step."""
@@ -102,9 +103,9 @@ class Replicas:
         finally:
             self._weights.swap(others)
 
+    @abc.abstractmethod
     def _evaluated(self) -> Named:
         """Return the weights to evaluate, which may be written to and read back."""
-        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         """Return the mode, the number of replicas, and whether they have weights of their own."""

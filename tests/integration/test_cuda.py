@@ -14,7 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.processes import workers
-from tests.support.runs import SYNTHETIC, TINY, environment, metric_lines, validation_losses
+from tests.support.runs import (
+    SYNTHETIC,
+    TINY,
+    environment,
+    metric_lines,
+    train_command,
+    train_to_end,
+    validation_losses,
+)
 from tests.support.waiting import eventually
 
 pytestmark = [
@@ -40,20 +48,12 @@ errors out. Measured on a CPU: 8e-4 after 60 steps."""
 
 
 def command(run_dir: Path, *words: str) -> list[str]:
-    given = {word.partition("=")[0] for word in words}
-    base = [word for word in BASE if word.partition("=")[0] not in given]
-    return [sys.executable, "-m", "llmtrain", "train", *base, *words, f"run_dir={run_dir}"]
+    return train_command(run_dir, BASE, words)
 
 
 def train(run_dir: Path, *words: str) -> Path:
     """Train to the end; return the run directory."""
-    done = subprocess.run(
-        command(run_dir, *words), env=environment(), capture_output=True, text=True,
-        timeout=DEADLINE_S, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads((run_dir / "result.json").read_text())["status"] == "completed"
-    return run_dir
+    return train_to_end(run_dir, BASE, words, DEADLINE_S)
 
 
 def llmtrain(*words: str) -> str:

@@ -5,14 +5,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from tests.support.processes import workers
-from tests.support.runs import SYNTHETIC, TINY, environment, metric_lines
+from tests.support.runs import (
+    SYNTHETIC,
+    TINY,
+    environment,
+    metric_lines,
+    train_command,
+    train_to_end,
+)
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -28,23 +35,11 @@ DEADLINE_S = 120.0
 
 
 def command(run_dir: Path, *extra: str) -> list[str]:
-    return [sys.executable, "-m", "llmtrain", "train", *OVERRIDES, *extra, f"run_dir={run_dir}"]
+    return train_command(run_dir, OVERRIDES, extra)
 
 
 def finish(run_dir: Path, *extra: str) -> None:
-    done = subprocess.run(
-        command(run_dir, *extra), env=environment(), capture_output=True, text=True,
-        timeout=DEADLINE_S, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads((run_dir / "result.json").read_text())["status"] == "completed"
-
-
-def wait_until(condition: object, what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.002)
+    train_to_end(run_dir, OVERRIDES, extra, DEADLINE_S)
 
 
 def final_weights(run_dir: Path) -> dict[str, object]:

@@ -21,8 +21,8 @@ from tests.support.served import (
     result,
     start,
     train,
-    wait_until,
 )
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.integration,

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +194,23 @@ def environment(**extra: str) -> dict[str, str]:
     """Return the environment for a subprocess: this one's, without torchrun's variables."""
     left_out = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {k: v for k, v in os.environ.items() if k not in left_out} | extra
+
+
+def train_command(run_dir: Path, base: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Return the command that trains with the overrides `base`, but for those that `words` give."""
+    given = {word.partition("=")[0] for word in words}
+    kept = [word for word in base if word.partition("=")[0] not in given]
+    return [sys.executable, "-m", "llmtrain", "train", *kept, *words, f"run_dir={run_dir}"]
+
+
+def train_to_end(
+    run_dir: Path, base: Sequence[str], words: Sequence[str], deadline_s: float
+) -> Path:
+    """Train in processes of their own, which must complete; return the run directory."""
+    done = subprocess.run(
+        train_command(run_dir, base, words), env=environment(), capture_output=True, text=True,
+        timeout=deadline_s, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run_dir / "result.json").read_text())["status"] == "completed"
+    return run_dir

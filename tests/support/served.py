@@ -2,15 +2,12 @@
 
 import json
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.support.runs import SYNTHETIC, TINY, environment
+from tests.support.runs import SYNTHETIC, TINY, environment, train_command, train_to_end
 
 STEPS, EVERY = 48, 16
 BASE = (*TINY, *SYNTHETIC, "model.dropout=0.1", f"checkpoint.every_steps={EVERY}")
@@ -23,20 +20,11 @@ TWO = ("strategy=data", "launcher.nproc_per_node=2")
 
 
 def command(run_dir: Path, *words: str, steps: int = STEPS) -> list[str]:
-    given = {word.partition("=")[0] for word in words}
-    base = [word for word in BASE if word.partition("=")[0] not in given]
-    return [sys.executable, "-m", "llmtrain", "train", *base, *words,
-            f"train.steps={steps}", f"run_dir={run_dir}"]  # fmt: skip
+    return train_command(run_dir, BASE, (*words, f"train.steps={steps}"))
 
 
 def train(run_dir: Path, *words: str, steps: int = STEPS) -> Path:
-    done = subprocess.run(
-        command(run_dir, *words, steps=steps), env=environment(), capture_output=True, text=True,
-        timeout=DEADLINE_S, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert result(run_dir)["status"] == "completed"
-    return run_dir
+    return train_to_end(run_dir, BASE, (*words, f"train.steps={steps}"), DEADLINE_S)
 
 
 def result(run_dir: Path) -> dict[str, Any]:
@@ -91,13 +79,6 @@ def process(run_dir: Path, replica: int | None, server: int = 0) -> int | None:
         if is_server if replica is None else wanted in env:
             return int(entry.name)
     return None
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
 
 
 def start(run_dir: Path, *words: str, steps: int = STEPS) -> "subprocess.Popen[str]":

@@ -46,12 +46,8 @@ class Desk(Conductor):
         assert told(self.hello(1)) == [(0, "weights"), (1, "weights")]
 
     def hello(self, worker: int, incarnation: int = 0) -> Sequence[tuple[int, Frame]]:
-        self.seq_of(worker, 0)
+        self.seq[worker] = 0
         return self.handle(worker, Frame("hello", {"incarnation": incarnation}))
-
-    def seq_of(self, worker: int, value: int) -> None:
-        if hasattr(self, "seq"):
-            self.seq[worker] = value
 
     def push(self, worker: int, incarnation: int = 0) -> list[tuple[int, str]]:
         self.seq[worker] += 1
@@ -66,6 +62,16 @@ class Desk(Conductor):
 
     def done(self, worker: int, number: int, **more: Any) -> list[tuple[int, str]]:
         return told(self.handle(worker, Frame("done", {"number": number, **more})))
+
+    def until_all_die_saving(self) -> None:
+        """Push until an evaluation is due, which finds a best, and lose both while they save it."""
+        assert self.push(0) == [(0, "weights")]
+        assert self.push(1) == []
+        assert self.push(0) == [(0, "evaluate")]
+        best = {"val_loss": 1.0, "val_tokens": 3}
+        assert self.done(0, 1, **best) == [(0, "write"), (1, "write")]
+        self.lost(0)
+        self.lost(1)
 
     def until_rest(self) -> None:
         """Push in turns until both rest at a checkpoint and were told to write their parts."""
@@ -109,12 +115,7 @@ def test_a_checkpoint_that_nobody_lives_to_write_is_written_by_who_comes_next(de
 def test_a_run_whose_last_checkpoint_is_not_written_is_not_completed(tmp_path: Path) -> None:
     desk = Desk(tmp_path, "train.steps=1", "scheduler.warmup_steps=0")
     desk.begin()
-    desk.push(0)
-    desk.push(1)
-    assert desk.push(0) == [(0, "evaluate")]
-    assert desk.done(0, 1, val_loss=1.0, val_tokens=3) == [(0, "write"), (1, "write")]
-    desk.lost(0)
-    desk.lost(1)
+    desk.until_all_die_saving()
     assert not desk.finished
     assert told(desk.hello(0, 1)) == [(0, "write")], "what was evaluated is still to be saved"
     assert desk.done(0, 1) == [(0, "commit")]
@@ -125,12 +126,7 @@ def test_a_run_whose_last_checkpoint_is_not_written_is_not_completed(tmp_path: P
 def test_a_best_that_nobody_lives_to_save_is_saved_by_who_comes_next(tmp_path: Path) -> None:
     desk = Desk(tmp_path, "checkpoint.every_steps=null", "train.eval_every_steps=1")
     desk.begin()
-    desk.push(0)
-    desk.push(1)
-    assert desk.push(0) == [(0, "evaluate")]
-    assert desk.done(0, 1, val_loss=1.0, val_tokens=3) == [(0, "write"), (1, "write")]
-    desk.lost(0)
-    desk.lost(1)
+    desk.until_all_die_saving()
     assert told(desk.hello(1, 1)) == [(1, "write")]
 
 

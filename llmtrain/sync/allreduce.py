@@ -63,9 +63,6 @@ class AllReduce:
             return SyncReport(comm_bytes=self._compression.comm_bytes(step))
         return SyncReport(comm_bytes=self._sent)
 
-    def finish(self) -> None:
-        """Nothing is left: replicas are equal after every step."""
-
     def eval_context(self) -> contextlib.AbstractContextManager[object]:
         """The weights are the ones to evaluate."""
         return contextlib.nullcontext()

@@ -103,9 +103,6 @@ class SyncStrategy(SavedSync, Protocol):
         """Do what follows the optimizer's step, the one after `step` steps, and say what the whole
         step sent."""
 
-    def finish(self) -> None:
-        """Do what is left when training ends, not to be resumed."""
-
     def eval_context(self) -> contextlib.AbstractContextManager[object]:
         """Return a context in which the model holds the weights to evaluate and to save, equal on
         all replicas. Entering it may be a collective."""

@@ -67,7 +67,7 @@ class Replicas(abc.ABC):
     def is_apart(self) -> bool:
         """Whether this replica's weights are not those to evaluate."""
 
-    def before_step(self, step: int) -> None:
+    def before_step(self, step: int) -> None:  # noqa: B027 - most modes have nothing to do here
         """Nothing precedes a step."""
 
     def reduce_grads(self, step: int) -> None:
@@ -84,9 +84,6 @@ class Replicas(abc.ABC):
         report = SyncReport(comm_bytes=self._inside + sent - self._told)
         self._told = sent
         return report
-
-    def finish(self) -> None:
-        """The last step has ended every round."""
 
     @contextlib.contextmanager
     def eval_context(self) -> Iterator[None]:

@@ -124,7 +124,8 @@ class Served:
         self._weights.take(under(WEIGHTS, own))
         if self._payload == "gradient":
             self._take_optimizer(under(OPTIMIZER, own))
-        self._state = {path: v for path, v in clone(own).items() if not path.startswith(self._elsewhere)}
+        kept = {path: v for path, v in own.items() if not path.startswith(self._elsewhere)}
+        self._state = clone(kept)
 
     def _take_optimizer(self, state: Tensors) -> None:
         owners = {

@@ -96,10 +96,6 @@ class RecordingSync:
         self._write(step + 1, {**self._gradients, **self._weights()})
         return report
 
-    def finish(self) -> None:
-        """Pass on."""
-        self._inner.finish()
-
     def eval_context(self) -> contextlib.AbstractContextManager[object]:
         """Pass on."""
         return self._inner.eval_context()

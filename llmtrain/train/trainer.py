@@ -152,7 +152,6 @@ class Trainer:
                 # Evaluating and saving is not training: it does not count as step time.
                 interval.started += time.perf_counter() - saved_s
             if not stopped:
-                p.sync.finish()
                 if state.step < steps:
                     p.progress.say(f"stopped early: no better in {state.evals_without_best} evals")
                 self._save()

@@ -169,6 +169,11 @@ def from_dict(root: type[T], values: dict[str, Any], where: str) -> T:
 
 def _as_spelt_now(group: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return the `values` of a group with what an earlier llmtrain wrote in today's words."""
-    if group == "data" and isinstance(values.get("dedup"), bool):
-        return {**values, "dedup": data.OLD_DEDUP[values["dedup"]]}
-    return values
+    if group != "data":
+        return values
+    now = dict(values)
+    if isinstance(now.get("dedup"), bool):
+        now["dedup"] = data.OLD_DEDUP[now["dedup"]]
+    if now.get("encoding_errors") in data.OLD_ERRORS:
+        now["errors"] = data.OLD_ERRORS[now.pop("encoding_errors")]
+    return now

@@ -1,65 +1,166 @@
 """Rows of Parquet files and Hugging Face datasets; the libraries are imported when first used."""
 
+import contextlib
+import functools
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.groups.data import HuggingFaceDataConfig
+from llmtrain.config.groups.data import HuggingFaceDataConfig, ParquetDataConfig
 from llmtrain.data.locate import is_local
+from llmtrain.data.part import PART_BYTES, Span, cut_rows
 from llmtrain.data.row import missing_key
+from llmtrain.data.stream import check_unchanged, whole_file
 from llmtrain.errors import DataError, did_you_mean
 
 ROWS_AT_ONCE = 1024
+"""Rows that are decoded together at most."""
+
+BATCH_BYTES = 4 << 20
+"""Text that is decoded together, about."""
+
+TEXT_TYPES = (
+    "string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null",
+)  # fmt: skip
+"""Types of Arrow that hold text, or nothing but nulls."""
 
 
-def parquet_rows(file: Path, key: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of `file` with the one column `key`.
+def parquet_spans(config: ParquetDataConfig, file: Path) -> Iterator[Span]:
+    """Yield `file` in stretches of whole row groups.
 
     Raises:
-        DataError: not Parquet, or no such column.
+        DataError: not Parquet, or no such column, or one without text.
     """
+    whole = whole_file(file)
+    with _open_parquet(file) as table:
+        _check_column(str(file), config.text_key, table.schema_arrow)
+        groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
+        first = 0
+        for start, end, size in cut_rows(_column_bytes(g, config.text_key) for g in groups):
+            yield replace(whole, start=start, end=end, first=first, bytes=size)
+            first += sum(group.num_rows for group in groups[start:end])
+
+
+def parquet_rows(config: ParquetDataConfig, span: Span) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number of each row of `span`, and its one column `config.text_key`.
+
+    Raises:
+        DataError: the file cannot be read, or is not what it was.
+    """
+    file, key = Path(span.where), config.text_key
+    number = span.first
+    with _open_parquet(file) as table:
+        check_unchanged(span, file.stat())
+        groups = list(range(span.start, span.end))
+        rows = sum(table.metadata.row_group(i).num_rows for i in groups)
+        size = _rows_at_once(span.bytes, rows)
+        for batch in table.iter_batches(batch_size=size, row_groups=groups, columns=[key]):
+            for value in batch.column(0).to_pylist():
+                yield number, {key: value}
+                number += 1
+
+
+def huggingface_spans(config: HuggingFaceDataConfig) -> Iterator[Span]:
+    """Yield a dataset in stretches of rows.
+
+    Raises:
+        DataError: the dataset cannot be had, or has no such split or column.
+    """
+    dataset = _load(_Wanted.of(config))
+    _check_column(f"data.path={config.path}", config.text_key, dataset.features.arrow_schema)
+    rows = len(dataset)
+    each = max(1, (dataset.data.nbytes if rows else 0) // max(1, rows))
+    step = max(1, PART_BYTES // each)
+    for start in range(0, rows, step):
+        end = min(start + step, rows)
+        yield Span(str(config.path), (end - start) * each, start, end, start)
+
+
+def huggingface_rows(
+    config: HuggingFaceDataConfig, span: Span
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number of each row of `span`, and its one column `config.text_key`.
+
+    Raises:
+        DataError: the dataset cannot be had.
+    """
+    key = config.text_key
+    rows = _load(_Wanted.of(config)).select_columns([key]).select(range(span.start, span.end))
+    number = span.first
+    for batch in rows.iter(batch_size=_rows_at_once(span.bytes, span.end - span.start)):
+        for value in batch[key]:
+            yield number, {key: value}
+            number += 1
+
+
+def _rows_at_once(size: int, rows: int) -> int:
+    return max(1, min(ROWS_AT_ONCE, BATCH_BYTES * rows // max(1, size)))
+
+
+@contextlib.contextmanager
+def _open_parquet(file: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            if key not in names:
-                raise DataError(missing_key(str(file), "column", key, names))
-            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=[key]):
-                for value in batch.column(0).to_pylist():
-                    yield {key: value}
+            yield table
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{file} is not a Parquet file that can be read ({error}).") from error
 
 
-def huggingface_rows(config: HuggingFaceDataConfig) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a dataset with the one column `config.text_key`.
-
-    Raises:
-        DataError: the dataset cannot be had, or has no such split or column.
-    """
-    dataset = _load(config)
-    names = list(dataset.column_names)
-    if config.text_key not in names:
-        raise DataError(missing_key(f"data.path={config.path}", "column", config.text_key, names))
-    for batch in dataset.select_columns([config.text_key]).iter(batch_size=ROWS_AT_ONCE):
-        for value in batch[config.text_key]:
-            yield {config.text_key: value}
+def _column_bytes(group: Any, key: str) -> int:
+    """Return the bytes of one column of a row group, decompressed."""
+    columns = (group.column(i) for i in range(group.num_columns))
+    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == key)
 
 
-def _load(config: HuggingFaceDataConfig) -> Any:
+def _check_column(where: str, key: str, schema: Any) -> None:
+    """Refuse a table without the column `key`, and one where that holds no text."""
+    if key not in schema.names:
+        raise DataError(missing_key(where, "column", key, schema.names))
+    if not _holds_text(schema.field(key).type):
+        texts = [field.name for field in schema if _holds_text(field.type)]
+        hint = f" Set data.text_key; columns of text: {', '.join(texts)}." if texts else ""
+        kind = schema.field(key).type
+        raise DataError(f"{where}: column '{key}' holds {kind}, not text.{hint}")
+
+
+def _holds_text(kind: Any) -> bool:
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(kind):
+        kind = kind.value_type
+    return str(kind) in TEXT_TYPES
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked of the library `datasets`."""
+
+    path: str
+    subset: str | None
+    split: str
+
+    @classmethod
+    def of(cls, config: HuggingFaceDataConfig) -> "_Wanted":
+        return cls(str(config.path), config.subset, config.split)
+
+
+@functools.lru_cache(maxsize=1)  # parts of one dataset; to find it takes seconds on the hub
+def _load(wanted: _Wanted) -> Any:
     import datasets
 
-    path = str(config.path)
+    path = wanted.path
     folder = Path(path).expanduser()
     try:
         if (folder / "dataset_dict.json").is_file():
-            return _pick_split(datasets.load_from_disk(str(folder)), config)
+            return _pick_split(datasets.load_from_disk(str(folder)), wanted)
         if (folder / "state.json").is_file():
             return datasets.load_from_disk(str(folder))
         name = str(folder) if is_local(path) else path
-        return datasets.load_dataset(name, name=config.subset, split=config.split)
+        return datasets.load_dataset(name, name=wanted.subset, split=wanted.split)
     except DataError:
         raise
     except Exception as error:  # the library lets many kinds through, its own and others'
@@ -74,11 +175,11 @@ def _load(config: HuggingFaceDataConfig) -> Any:
         raise DataError(f"data.path={path} cannot be loaded: {first}.{hint}") from error
 
 
-def _pick_split(splits: Any, config: HuggingFaceDataConfig) -> Any:
-    if config.split not in splits:
+def _pick_split(splits: Any, wanted: _Wanted) -> Any:
+    if wanted.split not in splits:
         known = list(splits)
         raise DataError(
-            f"data.path={config.path} has no split data.split={config.split}."
-            f"{did_you_mean(config.split, known)} It has: {', '.join(known)}."
+            f"data.path={wanted.path} has no split data.split={wanted.split}."
+            f"{did_you_mean(wanted.split, known)} It has: {', '.join(known)}."
         )
-    return splits[config.split]
+    return splits[wanted.split]

@@ -1,6 +1,6 @@
-"""Bytes to text under the policy `data.encoding_errors`."""
+"""Bytes to text under the policy `data.errors`."""
 
-from llmtrain.errors import DataError
+from llmtrain.data.skip import RecordError
 
 REPLACEMENT = "\ufffd"
 
@@ -20,16 +20,20 @@ def decode_bytes(raw: bytes, where: str, *, strict: bool, offset: int = 0) -> tu
         The text, and how many U+FFFD stand for bytes that are no UTF-8.
 
     Raises:
-        DataError: NUL bytes, or no UTF-8 under `strict`.
+        RecordError: NUL bytes, or no UTF-8 under `strict`.
     """
     if raw.startswith(UTF16_MARKS) and b"\0" in raw:
-        raise DataError(
-            f"{where} looks like UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
+        raise RecordError(
+            "UTF-16",
+            where,
+            f"{where} looks like UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
         )
     if b"\0" in raw:
-        raise DataError(
+        raise RecordError(
+            "not text",
+            where,
             f"{where} is not text: it has a NUL byte at offset {offset + raw.index(0)}. "
-            "Leave it out of data.path."
+            "Leave it out of data.path.",
         )
     try:
         return raw.decode("utf-8-sig"), 0
@@ -38,9 +42,11 @@ def decode_bytes(raw: bytes, where: str, *, strict: bool, offset: int = 0) -> tu
             # The decoder counts from behind the byte order mark.
             mark = 3 if raw.startswith(b"\xef\xbb\xbf") else 0
             start = error.start + mark * (len(error.object) < len(raw))
-            raise DataError(
+            raise RecordError(
+                "not UTF-8",
+                where,
                 f"{where} is not UTF-8: byte 0x{raw[start]:02x} at offset {offset + start}. "
-                "Convert the file, or set data.encoding_errors=replace."
+                "Convert the file, or set data.errors=skip, which puts U+FFFD there.",
             ) from None
     text = raw.decode("utf-8-sig", "replace")
     # U+FFFD that the file itself spells is not ours to count.
@@ -54,16 +60,18 @@ def mend_text(text: str, where: str, *, strict: bool) -> tuple[str, int]:
         The text, and how many U+FFFD were put in.
 
     Raises:
-        DataError: a lone surrogate under `strict`.
+        RecordError: a lone surrogate under `strict`.
     """
     try:
         text.encode("utf-8")
         return text, 0
     except UnicodeEncodeError as error:
         if strict:
-            raise DataError(
+            raise RecordError(
+                "not Unicode",
+                where,
                 f"{where}: the text has half a surrogate pair (character {error.start}), which is "
-                "no Unicode. Mend it, or set data.encoding_errors=replace."
+                "no Unicode. Mend it, or set data.errors=skip, which puts U+FFFD there.",
             ) from None
     mended = "".join(REPLACEMENT if "\ud800" <= c <= "\udfff" else c for c in text)
     return mended, mended.count(REPLACEMENT) - text.count(REPLACEMENT)

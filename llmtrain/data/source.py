@@ -1,10 +1,6 @@
-"""Raw documents, one at a time, from any source; nothing is held but the document at hand."""
+"""Raw documents from any source, part by part; nothing is held but the document at hand."""
 
-import gzip
-import json
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +9,98 @@ import xxhash
 from llmtrain.config.groups.data import (
     DataConfig,
     HuggingFaceDataConfig,
-    JsonlDataConfig,
     ParquetDataConfig,
     SyntheticDataConfig,
 )
-from llmtrain.data.decode import decode_bytes
+from llmtrain.data.document import Document
 from llmtrain.data.locate import find_files
+from llmtrain.data.part import Part, Span, cut_rows, pack
 from llmtrain.data.row import text_at
+from llmtrain.data.skip import RecordError, SkipCount
+from llmtrain.data.source_jsonl import jsonl_spans, read_jsonl
+from llmtrain.data.source_text import read_text, text_spans
+from llmtrain.data.stream import is_compressed
 from llmtrain.durable import hash_file
 from llmtrain.errors import DataError, require_choice
 
-READ_BYTES = 1 << 22
+Reader = Callable[[Any, Span], Iterator[Document | RecordError]]
+"""Yields the documents of a span, and in their places those that cannot be used."""
+
+BYTES_A_WORD = 6
+"""Of made-up text, about."""
 
 
-@dataclass(frozen=True)
-class Document:
-    """One text as its source has it."""
+def list_parts(config: DataConfig) -> list[Part]:
+    """Return the parts of a source, in its own order (files sorted by path).
 
-    id: str
-    """Where it comes from: a file, file:line, or dataset:row."""
-    text: str
-    """The text, valid Unicode."""
-    replaced: int = 0
-    """How many U+FFFD stand for bytes that were no UTF-8."""
-
-
-def iter_documents(config: DataConfig) -> Iterator[Document]:
-    """Yield the documents of a source, in its own order (files sorted by path).
+    They depend on the source alone. Large files of JSON lines are read, to count their lines; of
+    Parquet files the footers are.
 
     Raises:
         ConfigError: a setting is missing.
-        DataError: a file, line, row or column cannot be used; the message says which and why.
+        DataError: a file is missing or cannot be read, or has no such column.
     """
-    readers: dict[str, Callable[[Any], Iterator[Document]]] = {
-        "shakespeare": _text_documents,
-        "text": _text_documents,
-        "jsonl": _jsonl_documents,
-        "parquet": _parquet_documents,
-        "huggingface": _huggingface_documents,
-        "synthetic": _synthetic_documents,
+    spans: dict[str, Callable[[Any], Iterator[Span]]] = {
+        "shakespeare": _text_spans,
+        "text": _text_spans,
+        "jsonl": lambda c: (span for file in find_files(c) for span in jsonl_spans(file)),
+        "parquet": _parquet_spans,
+        "huggingface": _huggingface_spans,
+        "synthetic": _synthetic_spans,
     }
-    require_choice("data.name", config.name, readers)
-    return readers[config.name](config)
+    require_choice("data.name", config.name, spans)
+    return list(pack(spans[config.name](config)))
+
+
+def read_part(config: DataConfig, part: Part, skipped: SkipCount) -> Iterator[Document]:
+    """Yield the documents of one part, in order.
+
+    All parts in order are the whole source. What can be read of a part does not depend on the
+    others, so that any process may read it.
+
+    Args:
+        config: The source that the part is of.
+        part: One of `list_parts`.
+        skipped: Counts the documents that cannot be used, where `data.errors=skip`.
+
+    Raises:
+        DataError: a file cannot be read or has changed; a document cannot be used, where
+            `data.errors=strict`. The message says which and why.
+    """
+    readers: dict[str, Reader] = {
+        "shakespeare": read_text,
+        "text": read_text,
+        "jsonl": read_jsonl,
+        "parquet": _read_parquet,
+        "huggingface": _read_huggingface,
+        "synthetic": _read_synthetic,
+    }
+    reader = readers[config.name]
+    for span in part.spans:
+        for item in reader(config, span):
+            if isinstance(item, Document):
+                yield item
+            elif config.errors == "strict":
+                raise item
+            else:
+                skipped.add(item)
+
+
+def iter_documents(config: DataConfig, skipped: SkipCount | None = None) -> Iterator[Document]:
+    """Yield the documents of a source, in its own order.
+
+    Raises:
+        ConfigError: a setting is missing.
+        DataError: as `read_part`; or there are documents, and none can be used.
+    """
+    skipped = SkipCount() if skipped is None else skipped
+    count = 0
+    for part in list_parts(config):
+        for document in read_part(config, part, skipped):
+            yield document
+            count += 1
+    if not count and skipped.documents:
+        raise DataError(skipped.nothing_left())
 
 
 def hash_source(config: DataConfig) -> str:
@@ -82,75 +128,63 @@ def source_bytes(config: DataConfig) -> int | None:
     if config.name not in ("shakespeare", "text", "jsonl"):
         return None
     files = find_files(config)
-    return None if any(f.suffix == ".gz" for f in files) else sum(f.stat().st_size for f in files)
+    return None if any(map(is_compressed, files)) else sum(f.stat().st_size for f in files)
 
 
-def _text_documents(config: DataConfig) -> Iterator[Document]:
+def _text_spans(config: DataConfig) -> Iterator[Span]:
     for file in find_files(config):
-        try:
-            raw = file.read_bytes()
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}.") from error
-        text, replaced = decode_bytes(raw, str(file), strict=_strict(config))
-        yield Document(str(file), text, replaced)
+        yield from text_spans(config, file)
 
 
-def _jsonl_documents(config: JsonlDataConfig) -> Iterator[Document]:
+def _parquet_spans(config: ParquetDataConfig) -> Iterator[Span]:
+    from llmtrain.data.columnar import parquet_spans
+
     for file in find_files(config):
-        try:
-            yield from _jsonl_file(file, config.text_key, strict=_strict(config))
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{file} cannot be read: {error}.") from error
+        yield from parquet_spans(config, file)
 
 
-def _jsonl_file(file: Path, key: str, *, strict: bool) -> Iterator[Document]:
-    offset = 0
-    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            where = f"{file}:{number}"
-            line, replaced = decode_bytes(raw, where, strict=strict, offset=offset)
-            offset += len(raw)
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where}: not JSON ({error}).") from None
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{where}: holds {type(row).__name__}; every line must be an object, such as "
-                    f'{{"{key}": "..."}}.'
-                )
-            text, mended = text_at(row, key, where, strict=strict)
-            yield Document(where, text, replaced + mended)
-
-
-def _parquet_documents(config: ParquetDataConfig) -> Iterator[Document]:
+def _read_parquet(config: ParquetDataConfig, span: Span) -> Iterator[Document | RecordError]:
     from llmtrain.data.columnar import parquet_rows
 
-    for file in find_files(config):
-        for number, row in enumerate(parquet_rows(file, config.text_key)):
-            where = f"{file}:{number}"
-            yield Document(where, *text_at(row, config.text_key, where, strict=_strict(config)))
+    yield from _documents_of_rows(config, config.text_key, span, parquet_rows(config, span))
 
 
-def _huggingface_documents(config: HuggingFaceDataConfig) -> Iterator[Document]:
+def _huggingface_spans(config: HuggingFaceDataConfig) -> Iterator[Span]:
+    from llmtrain.data.columnar import huggingface_spans
+
+    yield from huggingface_spans(config)
+
+
+def _read_huggingface(
+    config: HuggingFaceDataConfig, span: Span
+) -> Iterator[Document | RecordError]:
     from llmtrain.data.columnar import huggingface_rows
 
-    for number, row in enumerate(huggingface_rows(config)):
-        where = f"{config.path}:{number}"
-        yield Document(where, *text_at(row, config.text_key, where, strict=_strict(config)))
+    yield from _documents_of_rows(config, config.text_key, span, huggingface_rows(config, span))
 
 
-def _synthetic_documents(config: SyntheticDataConfig) -> Iterator[Document]:
+def _documents_of_rows(
+    config: DataConfig, key: str, span: Span, rows: Iterator[tuple[int, dict[str, Any]]]
+) -> Iterator[Document | RecordError]:
+    for number, row in rows:
+        where = f"{span.where}:{number}"
+        try:
+            yield Document(where, *text_at(row, key, where, config))
+        except RecordError as error:
+            yield error
+
+
+def _synthetic_spans(config: SyntheticDataConfig) -> Iterator[Span]:
+    size = BYTES_A_WORD * config.words_per_document
+    for start, end, held in cut_rows(size for _ in range(config.documents)):
+        yield Span("synthetic", held, start, end, start)
+
+
+def _read_synthetic(config: SyntheticDataConfig, span: Span) -> Iterator[Document]:
     from llmtrain.data.synthetic import synthetic_texts
 
-    for number, text in enumerate(synthetic_texts(config)):
-        yield Document(f"synthetic:{number}", text)
-
-
-def _strict(config: DataConfig) -> bool:
-    return config.encoding_errors == "strict"
+    for number, text in enumerate(synthetic_texts(config, span.start, span.end), span.first):
+        yield Document(f"{span.where}:{number}", text)
 
 
 def _hash_files(files: list[Path]) -> str:

@@ -10,12 +10,12 @@ LETTERS = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
 WORDS_A_LINE = 12
 
 
-def synthetic_texts(config: SyntheticDataConfig) -> Iterator[str]:
-    """Yield `config.documents` texts; equal for equal `config.seed`."""
+def synthetic_texts(config: SyntheticDataConfig, start: int, end: int) -> Iterator[str]:
+    """Yield the texts of numbers `start` to `end` - 1; equal for equal `config.seed`."""
     words = _make_words(config.vocabulary, config.seed)
     share = 1.0 / np.arange(1, len(words) + 1)
     cumulative = np.cumsum(share / share.sum())
-    for number in range(config.documents):
+    for number in range(start, end):
         rng = np.random.default_rng([config.seed, number])
         ranks = np.searchsorted(cumulative, rng.random(config.words_per_document), side="right")
         picked = words[np.minimum(ranks, len(words) - 1)]

@@ -40,9 +40,9 @@ CASES: dict[str, Case] = {
     "only blanks": (lambda d: ["data=text", _text(d, b" \n \n")], ["corpus.txt"], True),
     "not UTF-8, strict": (
         lambda d: [
-            "data=text", _text(d, PROSE + b"caf\xe9 " + PROSE), "data.encoding_errors=strict",
+            "data=text", _text(d, PROSE + b"caf\xe9 " + PROSE), "data.errors=strict",
         ],
-        ["corpus.txt", "UTF-8", "data.encoding_errors=replace"], True,
+        ["corpus.txt", "UTF-8", "data.errors=skip"], True,
     ),
     "smaller than a window": (
         lambda d: ["data=text", _text(d, PROSE), "model.seq_len=100000"],

@@ -9,6 +9,9 @@ from llmtrain.errors import require, require_choice
 OLD_DEDUP = {True: "exact", False: "none"}
 """What `data.dedup` was in configurations written before it had three values."""
 
+OLD_ERRORS = {"replace": "skip", "strict": "strict"}
+"""What `data.errors` was when it was `data.encoding_errors`, and broken lines were refused."""
+
 
 @dataclass(kw_only=True)
 class DataConfig:
@@ -23,8 +26,11 @@ class DataConfig:
     (exact, and those that share most of their n-grams with one that is kept, see data.near)."""
     near: NearConfig = field(default_factory=NearConfig)
     """What counts as a near-duplicate, where data.dedup=near."""
-    encoding_errors: str = "replace"
-    """Bytes that are not UTF-8: replace (counted, U+FFFD) | strict (refused)."""
+    errors: str = "skip"
+    """A document that cannot be read, such as a broken line: skip (left out and counted; bytes that
+    are not UTF-8 become U+FFFD) | strict (refused)."""
+    max_document_bytes: int = 100_000_000
+    """Longer documents are errors; longer text files are cut at ends of lines."""
     val_ratio: float = 0.05
     """Share of the text held out for validation, whole documents chosen by content hash."""
     shard_mode: str = "random"
@@ -41,7 +47,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_dedup(self.dedup)
-        require_choice("data.encoding_errors", self.encoding_errors, ("replace", "strict"))
+        require_choice("data.errors", self.errors, ("skip", "strict"))
+        require(
+            self.max_document_bytes >= 1024,
+            f"data.max_document_bytes={self.max_document_bytes} must be at least 1024.",
+        )
         require_choice("data.shard_mode", self.shard_mode, ("random", "ordered", "hash"))
         require_choice("data.samples", self.samples, ("windows", "documents"))
         require(0 < self.val_ratio < 1, f"data.val_ratio={self.val_ratio} must be in (0, 1).")

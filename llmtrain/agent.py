@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llmtrain.launch.process import PARENT_ENV, die_with_parent
+from llmtrain.lifeline import PARENT_ENV, die_with_parent
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

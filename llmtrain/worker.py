@@ -21,7 +21,8 @@ from llmtrain.config.store import ROOTS, from_dict
 from llmtrain.console import answering
 from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_USER, UserError
 from llmtrain.launch.failure import before_training
-from llmtrain.launch.process import PROCESS_ENV, die_with_parent
+from llmtrain.launch.process import PROCESS_ENV
+from llmtrain.lifeline import die_with_parent
 from llmtrain.log import log_path, setup_log
 from llmtrain.panel import show_note, show_user_error
 from llmtrain.train.stop import StopNow, StopRequest

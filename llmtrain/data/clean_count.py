@@ -1,7 +1,7 @@
 """What a cleaning rule has done: counts, and a few of the documents that it dropped."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import xxhash
 
@@ -60,6 +60,11 @@ class RuleCount:
         self.characters += len(text)
         key = xxhash.xxh3_64_intdigest(f"{name}\0{text}".encode())
         self._keep([Example(key, name, text[:EXAMPLE_CHARACTERS])])
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Self:
+        """Return the counts of which `facts` is what `dataclasses.asdict` gave."""
+        return cls(**facts | {"examples": [Example(**e) for e in facts["examples"]]})
 
     def merge(self, other: "RuleCount") -> None:
         """Add what the same rule did elsewhere."""

@@ -1,104 +1,126 @@
 """Cleaned documents on disk, between reading and tokenizing: memory stays small at any size."""
 
-import os
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from llmtrain.data.dedup import content_digest
+from llmtrain.data.record import Arrays, Record, RecordReader, Shelf
 
-ID_SIZE_BYTES = 4
-"""Room for the size of an id, in front of it."""
+Numbers = npt.NDArray[np.int64]
+
+
+class CorpusWriter:
+    """Collects the documents of one unit."""
+
+    def __init__(self) -> None:
+        """Start without documents."""
+        self._texts = bytearray()
+        self._ids = bytearray()
+        self._digests = bytearray()
+        self._sizes: list[int] = []
+        self._characters: list[int] = []
+        self._id_sizes: list[int] = []
+
+    def add(self, text: str, id: str = "") -> None:
+        """Append the document `text` that comes from `id`."""
+        raw, name = text.encode("utf-8"), id.encode("utf-8", "replace")
+        self._texts += raw
+        self._ids += name
+        self._digests += content_digest(raw)
+        self._sizes.append(len(raw))
+        self._characters.append(len(text))
+        self._id_sizes.append(len(name))
+
+    def record(self, facts: dict[str, Any] | None = None) -> Record:
+        """Return all documents, and `facts`, as a record that `Corpus` reads."""
+        arrays: Arrays = {
+            "texts": np.frombuffer(self._texts, dtype=np.uint8),
+            "ids": np.frombuffer(self._ids, dtype=np.uint8),
+            "digests": np.frombuffer(self._digests, dtype=np.uint8).reshape(-1, 16),
+            "sizes": np.array(self._sizes, dtype=np.int64),
+            "characters": np.array(self._characters, dtype=np.int64),
+            "id_sizes": np.array(self._id_sizes, dtype=np.int64),
+        }
+        return Record(facts or {}, arrays)
 
 
 class Corpus:
-    """Documents in a scratch file; in memory, a place, a size and a hash each (32 bytes)."""
+    """Documents of several records, numbered through; in memory 60 bytes each."""
 
-    def __init__(self, path: Path) -> None:
-        """Start an empty corpus in the new file `path`."""
-        self._file = path.open("w+b")
-        self._end = 0
-        self._starts = array("Q")
-        self._sizes = array("Q")
-        self._digests = bytearray()
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Take the documents of the records `paths`, in order."""
+        self._shelf = Shelf(paths)
+        counts: list[int] = []
+        columns: list[list[Numbers]] = [[np.zeros(0, dtype=np.int64)] for _ in range(5)]
+        digests = [np.zeros((0, 16), dtype=np.uint8)]
+        for path in paths:
+            reader = RecordReader(path)
+            sizes, id_sizes = reader.array("sizes"), reader.array("id_sizes")
+            counts.append(len(sizes))
+            digests.append(reader.array("digests"))
+            found = sizes, _starts(sizes), reader.array("characters"), id_sizes, _starts(id_sizes)
+            for column, part in zip(columns, found, strict=True):
+                column.append(part)
+        self._record = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        whole = map(np.concatenate, columns)
+        self._sizes, self._starts, self._characters, self._id_sizes, self._id_starts = whole
+        self._digests = np.concatenate(digests)
+        self.numbers: Numbers = np.arange(len(self._sizes), dtype=np.int64)
+        """What each document was numbered before any `select`, shape (documents,)."""
 
-    def add(self, text: bytes, digest: bytes | None = None, id: str = "") -> int:
-        """Append a document of UTF-8 `text` that comes from `id` and return its number."""
-        name = id.encode("utf-8", "replace")
-        for part in (text, len(name).to_bytes(ID_SIZE_BYTES, "little"), name):
-            self._file.write(part)
-        self._starts.append(self._end)
-        self._sizes.append(len(text))
-        self._digests += digest or content_digest(text)
-        self._end += len(text) + ID_SIZE_BYTES + len(name)
-        return len(self) - 1
+    def select(self, places: Numbers) -> Self:
+        """Return the corpus of the documents at `places` alone, numbered anew."""
+        part = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):  # one entry a document
+                setattr(part, name, value[places])
+        return part
 
-    def drop(self, numbers: Sequence[int]) -> None:
-        """Forget the documents `numbers`; those behind them move up in number."""
-        kept = np.ones(len(self), dtype=bool)
-        kept[numbers] = False
-        self._starts = array("Q", np.frombuffer(self._starts, dtype=np.uint64)[kept].tobytes())
-        self._sizes = array("Q", np.frombuffer(self._sizes, dtype=np.uint64)[kept].tobytes())
-        self._digests = bytearray(self.digests()[kept].tobytes())
+    def bounds(self) -> Numbers:
+        """Return where the documents of each record begin, and the end; of an unselected corpus."""
+        return np.searchsorted(self._record, np.arange(len(self._shelf) + 1)).astype(np.int64)
 
     def __len__(self) -> int:
         """Return the number of documents."""
-        return len(self._starts)
+        return len(self._sizes)
 
     def text(self, number: int) -> str:
         """Return document `number`."""
-        return self._read(self._starts[number], self._sizes[number]).decode("utf-8")
+        return self._read(number, "texts", self._starts, self._sizes)
 
     def id(self, number: int) -> str:
         """Return where document `number` comes from."""
-        end = self._starts[number] + self._sizes[number]
-        size = int.from_bytes(self._read(end, ID_SIZE_BYTES), "little")
-        return self._read(end + ID_SIZE_BYTES, size).decode("utf-8")
-
-    def _read(self, start: int, size: int) -> bytearray:
-        self._file.flush()
-        raw = bytearray()
-        while len(raw) < size:  # one read gives 2 GiB at most
-            part = os.pread(self._file.fileno(), size - len(raw), start + len(raw))
-            if not part:
-                raise EOFError(f"{self._file.name} ends at byte {start + len(raw)}")
-            raw += part
-        return raw
+        return self._read(number, "ids", self._id_starts, self._id_sizes)
 
     def texts(self, numbers: Iterable[int]) -> Iterator[str]:
         """Yield the documents `numbers`, in that order."""
-        return (self.text(number) for number in numbers)
+        return (self.text(int(number)) for number in numbers)
 
     def digest(self, number: int) -> bytes:
         """Return the 16-byte content hash of document `number`."""
-        return bytes(self._digests[16 * number : 16 * number + 16])
+        return self._digests[number].tobytes()
 
     def digests(self) -> npt.NDArray[np.uint8]:
-        """Return a copy of all content hashes, shape (documents, 16)."""
-        return np.array(self._digests, dtype=np.uint8).reshape(-1, 16)
+        """Return all content hashes, shape (documents, 16)."""
+        return self._digests
 
-    def sizes(self) -> npt.NDArray[np.int64]:
+    def sizes(self) -> Numbers:
         """Return the size of each document, shape (documents,), in bytes."""
-        return np.array(self._sizes, dtype=np.int64)
+        return self._sizes
 
-    def close(self) -> None:
-        """Close the scratch file."""
-        self._file.close()
+    def characters(self) -> Numbers:
+        """Return the length of each document, shape (documents,), in characters."""
+        return self._characters
 
-    def __enter__(self) -> Self:
-        """Return the corpus itself."""
-        return self
+    def _read(self, number: int, name: str, starts: Numbers, sizes: Numbers) -> str:
+        start, record = int(starts[number]), self._shelf[int(self._record[number])]
+        return record.part(name, start, start + int(sizes[number])).tobytes().decode("utf-8")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the scratch file."""
-        self.close()
+
+def _starts(sizes: Numbers) -> Numbers:
+    return np.cumsum(sizes) - sizes

@@ -3,10 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from llmtrain.data.corpus import Corpus
-from llmtrain.data.dedup import Deduplicator
+from llmtrain.data.dedup import ExactDuplicates
 
 EXAMPLES = 5
 """Pairs that are shown."""
@@ -40,16 +38,15 @@ def make_example(corpus: Corpus, dropped: int, kept: int, similarity: float) -> 
     )
 
 
-def exact_report(seen: Deduplicator, corpus: Corpus) -> dict[str, Any]:
-    """Return the counts of exact duplicates, ready for JSON; `corpus` holds what was new."""
+def exact_report(corpus: Corpus, found: ExactDuplicates) -> dict[str, Any]:
+    """Return the counts of what was `found` in `corpus`, ready for JSON."""
     examples = []
-    digests = corpus.digests().view("V16").ravel()
-    for digest, id in seen.repeats:
-        kept = int(np.flatnonzero(digests == np.frombuffer(digest, dtype="V16")[0])[0])
-        start = corpus.text(kept)[:SHOWN_CHARACTERS]
-        examples.append(Example(id, corpus.id(kept), 1.0, start, start))
+    for place, first in zip(found.dropped[:EXAMPLES], found.first, strict=False):
+        start = corpus.text(int(place))[:SHOWN_CHARACTERS]
+        kept = corpus.id(int(first)) if first >= 0 else "an earlier source"
+        examples.append(Example(corpus.id(int(place)), kept, 1.0, start, start))
     return {
-        "documents": seen.duplicates,
-        "characters": seen.characters,
+        "documents": len(found.dropped),
+        "characters": int(corpus.characters()[found.dropped].sum()),
         "examples": [asdict(example) for example in examples],
     }

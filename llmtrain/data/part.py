@@ -6,6 +6,7 @@ number stands for its place in the source.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, Self
 
 PART_BYTES = 8 << 20
 """Raw input in one part, about."""
@@ -41,6 +42,12 @@ class Part:
     """Text in it, about: for progress and balance."""
     spans: tuple[Span, ...]
     """What it is made of, in order."""
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Self:
+        """Return the part of which `facts` is what `dataclasses.asdict` gave, through JSON."""
+        spans = (Span(**span | {"stamp": tuple(span["stamp"])}) for span in facts["spans"])
+        return cls(**facts | {"spans": tuple(spans)})
 
 
 def pack(spans: Iterable[Span]) -> Iterator[Part]:

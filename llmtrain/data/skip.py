@@ -1,7 +1,7 @@
 """Records that cannot be used, and the count of those that were left out."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import xxhash
 
@@ -33,6 +33,11 @@ class SkipCount:
     """Documents left out, by what was wrong with them."""
     examples: list[Example] = field(default_factory=list)
     """Some of them, those of the smallest hashes: `id` says where, `text` what is wrong."""
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Self:
+        """Return the count of which `facts` is what `dataclasses.asdict` gave."""
+        return cls(dict(facts["reasons"]), [Example(**e) for e in facts["examples"]])
 
     @property
     def documents(self) -> int:

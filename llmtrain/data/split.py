@@ -19,6 +19,8 @@ class Split:
     validation: list[int]
     note: str = ""
     """What the report should say about how it was done."""
+    cut: int | None = None
+    """A corpus of one text: the character at which validation starts. It is on neither side."""
 
 
 def split_corpus(corpus: Corpus, val_ratio: float, seed: int) -> Split:
@@ -26,7 +28,7 @@ def split_corpus(corpus: Corpus, val_ratio: float, seed: int) -> Split:
 
     Documents are ranked by their content hash under `seed`, and taken from the top while that
     brings validation nearer to its share; so one huge document never swallows the split. Equal
-    texts stay on one side. A corpus of one text is cut at its tail, at a line end if it has one.
+    texts stay on one side. A corpus of one text is to be cut near its tail: see `Split.cut`.
 
     Raises:
         DataError: the corpus is empty or one character long.
@@ -75,10 +77,8 @@ def _split_tail(corpus: Corpus, val_ratio: float) -> Split:
     if len(text) < 2:
         raise DataError("The corpus is one character long: that is too little to split.")
     cut = find_cut(text, val_ratio)
-    head = corpus.add(text[:cut].encode("utf-8"))
-    tail = corpus.add(text[cut:].encode("utf-8"))
     note = f"one document only: its last {len(text) - cut} characters are the validation split"
-    return Split([head], [tail], note)
+    return Split([], [], note, cut)
 
 
 def find_cut(text: str, val_ratio: float) -> int:

@@ -7,7 +7,6 @@ gets each signal exactly once. A second Ctrl-C kills the child's whole group.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,28 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM
-
-PARENT_ENV = "LLMTRAIN_PARENT_PID"
-"""The process id of the launcher, for `die_with_parent` to notice that it died before the call."""
+from llmtrain.lifeline import PARENT_ENV
 
 PROCESS_ENV = "LLMTRAIN_PROCESS"
 """The number of a process among all of a run, where that is not its rank."""
-
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(signum: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send this process `signum` when its parent dies. Does nothing off Linux.
-
-    To be called first of all, in the main thread. A parent that has died already is noticed by its
-    process id, where the launcher has told it.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0)
-    parent = os.environ.get(PARENT_ENV)
-    if parent and os.getppid() != int(parent):
-        os._exit(1)
 
 
 def is_ready(pid: int) -> bool:

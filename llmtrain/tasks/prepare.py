@@ -9,8 +9,9 @@ from rich.table import Table
 
 from llmtrain.config.schema import PrepareConfig
 from llmtrain.console import make_console
-from llmtrain.data.prepare import load_report, prepare
+from llmtrain.data.prepare import load_report
 from llmtrain.errors import EXIT_OK
+from llmtrain.tasks.assist import prepare_with_help
 
 
 def run_prepare(config: PrepareConfig) -> int:
@@ -19,7 +20,7 @@ def run_prepare(config: PrepareConfig) -> int:
     Raises:
         UserError: when an input cannot be used.
     """
-    folder = prepare(config.data, config.tokenizer, console=make_console(stderr=True))
+    folder = prepare_with_help(config.data, config.tokenizer, make_console(stderr=True))
     report = load_report(folder)
     if config.json:
         print(json.dumps({"folder": str(folder), **report}))

@@ -1,5 +1,6 @@
 """The task `train`: prepare the data if it is not cached, train, evaluate, checkpoint."""
 
+import contextlib
 import json
 import logging
 import signal
@@ -15,7 +16,7 @@ from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.console import make_console
-from llmtrain.data.prepare import load_report, prepare
+from llmtrain.data.prepare import Preparation, load_report
 from llmtrain.distributed.env import RankInfo, init_process_group, rank_info, share_text
 from llmtrain.durable import replace_text
 from llmtrain.errors import EXIT_OK, ConfigError, UserError
@@ -23,6 +24,7 @@ from llmtrain.sync.server.packing import owners
 from llmtrain.sync.transport.line import Line
 from llmtrain.sync.transport.lines import Lines
 from llmtrain.sync.transport.session import Caller
+from llmtrain.tasks.assist import run_with_help
 from llmtrain.tasks.ending import Ending, tell_end
 from llmtrain.train.build import build_parts, build_replica
 from llmtrain.train.replica import Replica
@@ -140,7 +142,7 @@ def _line(
 
 
 def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console) -> Path:
-    """Let rank 0 prepare the data while the others wait for its word.
+    """Let rank 0's machine prepare the data, and the first rank of every other one help.
 
     Collective over the world.
 
@@ -149,11 +151,12 @@ def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console)
     """
     if info.is_main:
         try:
-            folder = prepare(run.data, run.tokenizer, console=console)
+            folder = _prepare(run, store, console)
         except BaseException as error:
             kind = "refused" if isinstance(error, UserError) else "failed"
             if info.replica is None or kind == "refused":
                 # Else this replica is started again, and prepares for the others who wait.
+                share_text(store, "preparing", "null")
                 share_text(store, "prepared", json.dumps({kind: str(error)}))
             raise
         share_text(store, "prepared", json.dumps({"folder": str(folder)}))
@@ -161,9 +164,31 @@ def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console)
         if note:
             console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         return folder
+    if info.local_rank == 0 and info.replica is None:
+        _help_prepare(run, store)
     answer = json.loads(share_text(store, "prepared", None))
     if "refused" in answer:
         raise RefusedElsewhereError(answer["refused"])
     if "failed" in answer:
         raise MainFailedError(f"rank 0 could not prepare the data: {answer['failed']}")
     return Path(answer["folder"])
+
+
+def _prepare(run: RunConfig, store: Store, console: Console) -> Path:
+    preparation = Preparation.plan(run.data, run.tokenizer)
+    done = preparation.is_done()
+    work = None if done else {"digest": preparation.digest, "folder": str(preparation.folder)}
+    share_text(store, "preparing", json.dumps(work))
+    if not done:
+        run_with_help(preparation, console)
+    return preparation.folder
+
+
+def _help_prepare(run: RunConfig, store: Store) -> None:
+    """Let this machine help rank 0's, which sees the same errors and says so."""
+    work = json.loads(share_text(store, "preparing", None))
+    if work is None:
+        return
+    preparation = Preparation(run.data, run.tokenizer, work["digest"], Path(work["folder"]))
+    with contextlib.suppress(UserError):
+        run_with_help(preparation, None)

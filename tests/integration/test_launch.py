@@ -32,7 +32,7 @@ llmtrain.__path__.insert(0, str(pathlib.Path(__file__).parent / "stand_in"))
 
 WORKER = """
 import json, os, pathlib, signal, sys, time
-from llmtrain.launch.process import die_with_parent
+from llmtrain.lifeline import die_with_parent
 die_with_parent()
 rank = int(os.environ.get("RANK", 0))
 run_dir = pathlib.Path(sys.argv[1])

@@ -42,6 +42,8 @@ class DataConfig:
     padded; padding is never counted in the loss."""
     cache_dir: str | None = None
     """Where prepared data is kept; null: $LLMTRAIN_CACHE, else ~/.cache/llmtrain."""
+    processes: int | None = None
+    """Processes that prepare the data; null: one a core."""
     seed: int = 1234
     """Seed of the validation split and of the `random` shard mode."""
 
@@ -55,6 +57,10 @@ class DataConfig:
         require_choice("data.shard_mode", self.shard_mode, ("random", "ordered", "hash"))
         require_choice("data.samples", self.samples, ("windows", "documents"))
         require(0 < self.val_ratio < 1, f"data.val_ratio={self.val_ratio} must be in (0, 1).")
+        require(
+            self.processes is None or self.processes > 0,
+            f"data.processes={self.processes} must be positive, or null for one a core.",
+        )
         require(self.shard_tokens > 0, f"data.shard_tokens={self.shard_tokens} must be positive.")
 
 

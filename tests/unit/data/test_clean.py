@@ -14,7 +14,6 @@ from llmtrain.config.groups.clean import CleanConfig
 from llmtrain.data.clean import Cleaner
 from llmtrain.data.clean_count import EXAMPLE_CHARACTERS, EXAMPLES_KEPT
 from llmtrain.data.clean_mask import MASKS
-from llmtrain.data.dedup import Deduplicator, content_digest
 from llmtrain.errors import ConfigError
 
 PIECES = st.one_of(
@@ -208,10 +207,3 @@ def test_hostile_text_takes_no_time() -> None:
 def test_settings_that_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CleanConfig(**wrong)
-
-
-def test_duplicates_are_found_by_content() -> None:
-    seen = Deduplicator()
-    texts = [b"one", b"two", b"one", b"one "]
-    assert [seen.is_new(content_digest(t)) for t in texts] == [True, True, False, True]
-    assert seen.duplicates == 1

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.progress import Progress
 
@@ -14,7 +15,8 @@ from llmtrain.config.groups.tokenizer import ByteTokenizerConfig
 from llmtrain.config.schema import PrepareConfig
 from llmtrain.config.store import from_dict, to_yaml
 from llmtrain.data import dedup_near, dedup_sketch
-from llmtrain.data.corpus import Corpus
+from llmtrain.data.corpus import Corpus, CorpusWriter
+from llmtrain.data.dedup import Digests, content_digest, find_exact_duplicates
 from llmtrain.data.dedup_near import NearDuplicates, find_near_duplicates
 from llmtrain.data.library import check_libraries
 from llmtrain.data.prepare import load_report, prepare
@@ -43,15 +45,30 @@ def prepare_rows(texts: list[str], folder: Path, **settings: Any) -> Path:
     return prepare(config, ByteTokenizerConfig())
 
 
+def test_exact_duplicates_are_found_by_content() -> None:
+    def digests(*texts: bytes) -> Digests:
+        raw = b"".join(map(content_digest, texts))
+        return np.frombuffer(raw, dtype=np.uint8).reshape(-1, 16)
+
+    texts = (b"two", b"one", b"two", b"two ", b"old", b"two", b"old")
+    found = find_exact_duplicates(digests(*texts), digests(b"x", b"old"))
+    assert found.kept.tolist() == [0, 1, 3]
+    assert found.dropped.tolist() == [2, 4, 5, 6]
+    assert found.first.tolist() == [0, -1, 0, -1]
+    none = find_exact_duplicates(digests(), digests())
+    assert [len(part) for part in (none.kept, none.dropped, none.first)] == [0, 0, 0]
+
+
 def near(texts: list[str], folder: Path, **settings: Any) -> tuple[NearDuplicates, list[str]]:
     """Return what is found in `texts`, all different, and those that are kept."""
-    with Corpus(folder / "corpus") as corpus:
-        for number, text in enumerate(texts):
-            corpus.add(text.encode(), id=f"row {number}")
-        bars = Progress(disable=True)
-        found = find_near_duplicates(corpus, NearConfig(**settings), folder, bars)
-        corpus.drop(found.dropped)
-        return found, list(corpus.texts(range(len(corpus))))
+    writer = CorpusWriter()
+    for number, text in enumerate(texts):
+        writer.add(text, id=f"row {number}")
+    writer.record().save(folder / "corpus")
+    corpus = Corpus([folder / "corpus"])
+    found = find_near_duplicates(corpus, NearConfig(**settings), folder, Progress(disable=True))
+    kept = sorted(set(range(len(texts))) - set(found.dropped))
+    return found, list(corpus.texts(kept))
 
 
 def test_a_corpus_of_known_duplicates(tmp_path: Path) -> None:
@@ -235,10 +252,12 @@ def test_a_full_disk_is_one_message(
     monkeypatch.setattr(dedup_sketch.os, "posix_fallocate", full)
     with pytest.raises(DataError, match=r"No space left on device\. .*data\.cache_dir"):
         prepare_texts(many_texts(10), dedup="near")
-    assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+    monkeypatch.undo()
+    folder = prepare_texts(many_texts(10), dedup="near")  # goes on from what was done
+    assert [p for p in (tmp_path / "cache").iterdir() if p.is_dir()] == [folder]
 
 
-def test_stopping_in_the_middle_leaves_nothing(
+def test_after_a_stop_in_the_middle_it_goes_on(
     prepare_texts: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> float:
@@ -249,7 +268,9 @@ def test_stopping_in_the_middle_leaves_nothing(
     monkeypatch.setattr(dedup_near, "jaccard", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare_texts(texts, dedup="near")
-    assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+    monkeypatch.undo()
+    folder = prepare_texts(texts, dedup="near")
+    assert [p for p in (tmp_path / "cache").iterdir() if p.is_dir()] == [folder]
 
 
 def test_configurations_of_before_are_read(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ sys.exit(ended.exit_code)
 
 CHILD = """
 import os, signal, sys, time
-from llmtrain.launch.process import die_with_parent
+from llmtrain.lifeline import die_with_parent
 die_with_parent()
 seen = []
 signal.signal(signal.SIGINT, lambda *_: seen.append("INT"))

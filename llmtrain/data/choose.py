@@ -1,0 +1,109 @@
+"""Which documents stay, on which side of the split, and in which order they are written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from llmtrain.config.groups.data import DataConfig
+from llmtrain.data.corpus import Corpus, CorpusWriter, Numbers
+from llmtrain.data.dedup import Digests, find_exact_duplicates
+from llmtrain.data.dedup_near import NearDuplicates, are_near, find_near_duplicates
+from llmtrain.data.dedup_report import exact_report
+from llmtrain.data.order import order_documents
+from llmtrain.data.record import Record, RecordReader
+from llmtrain.data.split import split_corpus
+from llmtrain.errors import DataError
+
+SPLITS = ("train", "validation")
+
+
+class Choice:
+    """What the stages `read` and `choose` left: the corpus, and what is written of it."""
+
+    def __init__(self, read: Sequence[Path], chosen: Path) -> None:
+        """Take the records of both stages."""
+        self.records = [*read, chosen]
+        self.corpus = Corpus(self.records)
+        """What was read, and the two parts of a document that was cut."""
+        record = RecordReader(chosen)
+        self.orders: dict[str, Numbers] = {split: record.array(split) for split in SPLITS}
+        """The documents of each split in `corpus`, in the order they are written."""
+        self.report: dict[str, Any] = record.facts["report"]
+        self.bounds = self.corpus.bounds()
+        self._written = np.zeros(len(self.corpus), dtype=bool)
+        for order in self.orders.values():
+            self._written[order] = True
+
+    def written(self, record: int) -> Numbers:
+        """Return the documents of a record that are written, numbered in it, ascending."""
+        return np.flatnonzero(self._written[self.bounds[record] : self.bounds[record + 1]])
+
+
+def choose_documents(
+    paths: Sequence[Path], data: DataConfig, earlier: Digests, folder: Path, bars: Progress
+) -> Record:
+    """Return the order in which the documents of the records `paths` are written.
+
+    The record is for `Choice`. Its arrays `train` and `validation` hold numbers in the corpus of
+    `paths` and itself: it adds the two parts of a corpus of one document, which is cut.
+
+    Args:
+        paths: Of the stage `read`.
+        data: The source's settings.
+        earlier: Content hashes of the documents of sources before it.
+        folder: For scratch files.
+        bars: Show how far it is.
+
+    Raises:
+        DataError: nothing is left to train on or to validate on.
+        OSError: the disk is full.
+    """
+    corpus = Corpus(paths)
+    read = len(corpus)
+    report: dict[str, Any] = {"documents": {"duplicates": 0}, "dedup": {}}
+    if data.dedup != "none":
+        exact = find_exact_duplicates(corpus.digests(), earlier)
+        report["documents"]["duplicates"] = len(exact.dropped)
+        report["dedup"]["exact"] = exact_report(corpus, exact)
+        corpus = corpus.select(exact.kept)
+    near = NearDuplicates()
+    if data.dedup == "near":
+        near = find_near_duplicates(corpus, data.near, folder, bars)
+        report["dedup"]["near"] = near.report()
+        corpus = corpus.select(np.delete(np.arange(len(corpus), dtype=np.int64), near.dropped))
+    report["documents"] |= {"near_duplicates": len(near.dropped), "kept": len(corpus)}
+    if not len(corpus):
+        raise DataError(f"data.name={data.name}: all its documents stand in the sources before it.")
+    split = split_corpus(corpus, data.val_ratio, data.seed)
+    report["note"] = split.note
+    added = CorpusWriter()
+    orders = {"train": np.array([read]), "validation": np.array([read + 1])}
+    if split.cut is None:
+        for name, numbers in (("train", split.train), ("validation", split.validation)):
+            order = order_documents(corpus, numbers, data.shard_mode, data.seed)
+            orders[name] = corpus.numbers[order]
+    else:
+        _cut_document(corpus, split.cut, data, added)
+    record = added.record({"report": report})
+    record.arrays |= orders
+    return record
+
+
+def _cut_document(corpus: Corpus, cut: int, data: DataConfig, added: CorpusWriter) -> None:
+    """Make two documents of the only one.
+
+    Raises:
+        DataError: the second is not new.
+    """
+    text, id = corpus.text(0), corpus.id(0)
+    head, tail = text[:cut], text[cut:]
+    if data.dedup == "near" and are_near(head, tail, data.near):
+        raise DataError(
+            "The validation split would be a near-duplicate of what is trained on: the corpus is "
+            "one document that repeats itself. Add text, or set data.dedup=exact."
+        )
+    added.add(head, id)
+    added.add(tail, id)

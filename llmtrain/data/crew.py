@@ -1,0 +1,201 @@
+"""The processes that make one folder together, whichever and wherever they are.
+
+All of them run the same program, stage after stage, and meet in a folder that they all see:
+
+    <folder>.work/locks              one byte a unit; who works on it holds its lock
+    <folder>.work/<stage>/00000012   the record of unit 12, there when it is done
+    <folder>.work/out/               becomes <folder> by one rename
+
+A unit belongs to whoever gets its lock. A process that dies loses its locks, and another one takes
+its unit, so it does not matter how many there are, when they come or which of them are killed: all
+that is done stays done, also for the next start after all are gone. What a unit gives must depend
+on its number alone.
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from llmtrain.data.record import Record, RecordReader, is_whole
+from llmtrain.errors import DataError
+
+POLL_S = 0.02
+"""How often a process that waits for others looks whether they are ready."""
+
+PATIENCE_S = 2.0
+"""How long a helper leaves a stage of one unit to the main process, whose terminal shows it."""
+
+STAGES = ("list", "read", "choose", "tokenizer", "encode", "shard", "finish")
+
+_PRESENT = 0
+"""The byte that everyone at work holds shared."""
+
+Tick = Callable[[AbstractSet[int]], None]
+"""Told the units of a stage that are done, now and then."""
+
+Work = Callable[[int], Record]
+"""Does the unit of this number."""
+
+
+class FinishedError(Exception):
+    """The folder is there: somebody else has finished it."""
+
+
+class Crew:
+    """One process among those that make `final`. POSIX locks: one `Crew` a folder and process."""
+
+    def __init__(self, final: Path, *, helps: bool = False) -> None:
+        """Prepare to join.
+
+        Args:
+            final: The folder to be made; work lies beside it.
+            helps: Whether another process shows how far it is.
+        """
+        self.final = final
+        self.folder = final.with_name(final.name + ".work")
+        self.out = self.folder / "out"
+        """What becomes `final`. Records name files of it under the fact `files`."""
+        self._patience_s = PATIENCE_S if helps else 0.0
+        self._locks = -1
+
+    def __enter__(self) -> Self:
+        """Join; what an earlier crew left is looked through by the first of the next.
+
+        Raises:
+            DataError: the file system has no locks.
+            OSError: the folder cannot be made.
+        """
+        self.folder.mkdir(exist_ok=True)
+        self.out.mkdir(exist_ok=True)
+        self._locks = os.open(self.folder / "locks", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if self._lock(_PRESENT, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                self._drop_torn()
+            self._lock(_PRESENT, fcntl.LOCK_SH)
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave; after a refusal the last one out takes its work along, for nobody needs it."""
+        if isinstance(error, DataError) and self._lock(_PRESENT, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            self.clear()
+        self._leave()
+
+    def clear(self) -> None:
+        """Remove the work. What others still hold open they can go on using."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def each(self, stage: str, count: int, work: Work, tick: Tick | None = None) -> list[Path]:
+        """Return the records of units 0 to `count`-1 of `stage`, when the last of them is done.
+
+        Args:
+            stage: One of STAGES.
+            count: Units.
+            work: Does one of them.
+            tick: For a progress bar.
+
+        Raises:
+            FinishedError: the final folder has appeared.
+        """
+        folder = self.folder / stage
+        paths = [folder / f"{number:08d}" for number in range(count)]
+        try:
+            folder.mkdir(exist_ok=True)
+            while len(done := self._done(folder, paths)) < count:
+                if tick is not None:
+                    tick(done)
+                if not self._work(stage, paths, done, work, tick):
+                    time.sleep(POLL_S)
+        except FileNotFoundError as error:
+            if self.final.exists():
+                raise FinishedError from error
+            raise
+        if tick is not None:
+            tick(done)
+        return paths
+
+    def once(self, stage: str, work: Callable[[], Record]) -> Path:
+        """Return the record of a stage that one process does while the others wait.
+
+        Raises:
+            FinishedError: the final folder has appeared.
+        """
+        path = self.folder / stage / f"{0:08d}"
+        patient_until = time.monotonic() + self._patience_s
+        while time.monotonic() < patient_until and not path.exists():
+            if self.final.exists():
+                raise FinishedError
+            time.sleep(POLL_S)
+        return self.each(stage, 1, lambda _: work())[0]
+
+    def _done(self, folder: Path, paths: Sequence[Path]) -> set[int]:
+        if self.final.exists():
+            raise FinishedError
+        with os.scandir(folder) as entries:
+            names = {entry.name for entry in entries}
+        return {number for number, path in enumerate(paths) if path.name in names}
+
+    def _work(
+        self, stage: str, paths: Sequence[Path], done: set[int], work: Work, tick: Tick | None
+    ) -> bool:
+        """Do what is not `done` and nobody else is doing; say whether there was something."""
+        worked = False
+        for number, path in enumerate(paths):
+            byte = ((1 + STAGES.index(stage)) << 40) + number
+            if number in done or not self._lock(byte, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                continue
+            try:
+                if not path.exists():
+                    work(number).save(path)
+                    worked = True
+            finally:
+                self._lock(byte, fcntl.LOCK_UN)
+            done.add(number)
+            if tick is not None:
+                tick(done)
+        return worked
+
+    def _lock(self, byte: int, kind: int) -> bool:
+        """Change the lock of `byte`; say whether nobody else's stood against it."""
+        try:
+            fcntl.lockf(self._locks, kind, 1, byte)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            raise DataError(
+                f"{self.folder / 'locks'} cannot be locked: {error.strerror}. Set data.cache_dir "
+                "to a folder whose file system has locks."
+            ) from error
+        return True
+
+    def _drop_torn(self) -> None:
+        """Remove records that are not whole, or that name a file of `out` which is not there."""
+        for stage in STAGES:
+            for path in (self.folder / stage).glob("*"):
+                if not is_whole(path) or not self._has_files(path):
+                    path.unlink()
+
+    def _has_files(self, path: Path) -> bool:
+        """Say whether the files that a record names have their sizes; they were synced first."""
+        files: dict[str, dict[str, Any]] = RecordReader(path).facts.get("files", {})
+        return all(
+            (self.out / name).is_file() and (self.out / name).stat().st_size == check["bytes"]
+            for name, check in files.items()
+        )
+
+    def _leave(self) -> None:
+        os.close(self._locks)
+        self._locks = -1

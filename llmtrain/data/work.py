@@ -1,0 +1,215 @@
+"""One source on its way to shards, stage by stage; every process of a crew runs all of it.
+
+    list       once: cut the source into parts                           data/part.py
+    read       each part: read and clean                                 data/reading.py
+    choose     once: duplicates, split, order                            data/choose.py
+    tokenizer  once: train it, or take what was given                    llmtrain/tokenizer/
+    encode     each part: what was chosen of it, as ids                  data/encode.py
+    shard      each shard: its documents gathered, in their order        data/gather.py
+    finish     once: report, manifest, and the rename that makes it real
+
+Between stages every process computes the same plan from the same records.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from llmtrain.config.groups.data import DataConfig
+from llmtrain.data.choose import Choice, choose_documents
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.crew import Crew, Tick
+from llmtrain.data.dedup import Digests
+from llmtrain.data.encode import encode_documents
+from llmtrain.data.gather import ShardPlan
+from llmtrain.data.manifest import MANIFEST, FileCheck, Manifest, Shard, dtype_for
+from llmtrain.data.part import Part
+from llmtrain.data.reading import ReadCounts, read_and_clean
+from llmtrain.data.record import Record, RecordReader
+from llmtrain.data.shard import write_file
+from llmtrain.data.source import list_parts
+from llmtrain.durable import sync_folder
+from llmtrain.errors import DataError
+from llmtrain.tokenizer.base import Tokenizer
+from llmtrain.tokenizer.build import load_tokenizer
+
+REPORT = "report.json"
+TOKENIZER = "tokenizer.json"
+DIGESTS = "digests.bin"
+"""The content hash of every document, 16 bytes each, ascending: for sources that come later."""
+
+
+class SourceWork:
+    """The stages of one source."""
+
+    def __init__(
+        self, crew: Crew, data: DataConfig, digest: str, earlier: Digests, bars: Progress
+    ) -> None:
+        """Set up the work.
+
+        Args:
+            crew: Joined.
+            data: The source's settings.
+            digest: Of everything that decides what the folder holds.
+            earlier: Content hashes of the documents of sources before it.
+            bars: Show how far it is.
+        """
+        self._crew = crew
+        self._data = data
+        self._digest = digest
+        self._earlier = earlier
+        self._bars = bars
+
+    def choose(self) -> Choice:
+        """Read, clean, and choose which documents stay, and where.
+
+        Raises:
+            DataError: an input cannot be used, or nothing is left.
+            FinishedError: the folder is there.
+        """
+        listed = self._crew.once("list", self._list)
+        parts = [Part.from_facts(part) for part in RecordReader(listed).facts["parts"]]
+        tick = self._bar("read and clean", [part.bytes for part in parts])
+        read = self._crew.each(
+            "read", len(parts), lambda number: read_and_clean(self._data, parts[number]), tick
+        )
+        return Choice(read, self._crew.once("choose", lambda: self._choose(read)))
+
+    def _list(self) -> Record:
+        return Record({"parts": [asdict(part) for part in list_parts(self._data)]})
+
+    def _choose(self, read: Sequence[Path]) -> Record:
+        counts = ReadCounts.collect(self._data, (RecordReader(path).facts for path in read))
+        if not any(len(RecordReader(path).array("sizes")) for path in read):
+            raise DataError(counts.nothing_left(self._data))
+        chosen = choose_documents(read, self._data, self._earlier, self._crew.folder, self._bars)
+        report = chosen.facts["report"]
+        report["documents"] = {"read": counts.read} | report["documents"]
+        chosen.facts["report"] = {
+            "documents": report.pop("documents"),
+            "replaced": counts.replaced,
+            "skipped": counts.skipped.to_json(),
+            "clean": counts.cleaner.report(),
+            **report,
+        }
+        return chosen
+
+    def tokenizer(self, make: Callable[[], Tokenizer]) -> Tokenizer:
+        """Return the tokenizer; one process makes it, all load it.
+
+        Raises:
+            DataError: it cannot be made.
+            FinishedError: the folder is there.
+        """
+        self._crew.once("tokenizer", lambda: self._keep_tokenizer(make))
+        return load_tokenizer(self._crew.out / TOKENIZER)
+
+    def _keep_tokenizer(self, make: Callable[[], Tokenizer]) -> Record:
+        self._bars.add_task("train tokenizer", total=None)
+        path = self._crew.out / TOKENIZER
+        make().save(path)
+        check = write_file(path, path.read_bytes())  # once more, to the disk
+        return Record({"files": {TOKENIZER: asdict(check)}})
+
+    def finish(self, choice: Choice, tokenizer: Tokenizer) -> None:
+        """Encode, write the shards and the rest, and make the folder real.
+
+        Raises:
+            FinishedError: always: the folder is there.
+        """
+        sizes = choice.corpus.sizes()
+        texts = [int(sizes[a:b].sum()) for a, b in pairwise(choice.bounds)]
+        encoded = self._crew.each(
+            "encode",
+            len(choice.records),
+            lambda number: encode_documents(
+                Corpus([choice.records[number]]), choice.written(number), tokenizer
+            ),
+            self._bar("tokenize", texts),
+        )
+        plan = ShardPlan(choice, encoded, self._data)
+        written = self._crew.each(
+            "shard",
+            len(plan.shards),
+            lambda number: plan.write(number, self._crew.out),
+            self._bar("write shards", [shard.tokens for shard in plan.shards]),
+        )
+        self._crew.once("finish", lambda: self._finish(choice, plan, tokenizer, written))
+
+    def _finish(
+        self, choice: Choice, plan: ShardPlan, tokenizer: Tokenizer, written: Sequence[Path]
+    ) -> Record:
+        """Write the report, and then the manifest."""
+        out = self._crew.out
+        shards: dict[str, list[Shard]] = {split: [] for split in choice.orders}
+        for shard in plan.shards:
+            shards[shard.split].append(Shard(shard.name, shard.tokens, len(shard.documents)))
+        files = {TOKENIZER: _check(self._crew.folder / "tokenizer" / f"{0:08d}")[TOKENIZER]}
+        for path in written:
+            files |= _check(path)
+        files[DIGESTS] = write_file(out / DIGESTS, _digests(choice))
+        files[REPORT] = write_file(out / REPORT, _json(_report(choice, shards, tokenizer)))
+        manifest = Manifest(
+            dtype=dtype_for(tokenizer.vocab_size).name,
+            settings_hash=self._digest,
+            tokenizer_name=tokenizer.name,
+            tokenizer_hash=tokenizer.hash(),
+            vocab_size=tokenizer.vocab_size,
+            separator_id=tokenizer.separator_id,
+            splits=shards,
+            files=files,
+        )
+        write_file(out / MANIFEST, _json(manifest.to_json()))
+        for left in out.iterdir():
+            if left.name not in {*files, MANIFEST}:
+                left.unlink()  # of a process that was killed while it wrote
+        sync_folder(out)
+        out.rename(self._crew.final)
+        sync_folder(self._crew.final.parent)
+        return Record()
+
+    def _bar(self, name: str, sizes: Sequence[int]) -> Tick:
+        """Return what moves a bar by the `sizes` of the units that are done."""
+        bar = self._bars.add_task(name, total=sum(sizes))
+        return lambda done: self._bars.update(bar, completed=sum(sizes[n] for n in done))
+
+
+def _report(choice: Choice, shards: dict[str, list[Shard]], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what is told of the source: the same whoever made it, and how often it was begun."""
+    documents = {name: sum(s.documents for s in part) for name, part in shards.items()}
+    tokens = {name: sum(s.tokens for s in part) for name, part in shards.items()}
+    sizes = choice.corpus.sizes()
+    text_bytes = {name: int(sizes[order].sum()) for name, order in choice.orders.items()}
+    separators = sum(documents.values())  # which are no text
+    return choice.report | {
+        "documents": choice.report["documents"] | documents,
+        "tokens": tokens,
+        "bytes": text_bytes,
+        "bytes_per_token": round(
+            sum(text_bytes.values()) / max(1, sum(tokens.values()) - separators), 4
+        ),
+        "tokenizer": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+    }
+
+
+def _digests(choice: Choice) -> bytes:
+    written = np.concatenate(list(choice.orders.values()))
+    halves = choice.corpus.digests()[written].view(">u8").reshape(-1, 2)
+    return halves[np.lexsort((halves[:, 1], halves[:, 0]))].tobytes()
+
+
+def _check(path: Path) -> dict[str, FileCheck]:
+    """Return what the files of a record must be."""
+    files = RecordReader(path).facts["files"]
+    return {name: FileCheck(**check) for name, check in files.items()}
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

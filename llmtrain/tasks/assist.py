@@ -1,0 +1,89 @@
+"""More processes to prepare data with, started by one that shows how far they all are."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from rich.console import Console
+
+from llmtrain.config.groups.data import DataConfig
+from llmtrain.config.groups.tokenizer import TokenizerConfig
+from llmtrain.data.prepare import THREADS_ENV, Preparation
+from llmtrain.errors import UserError
+from llmtrain.lifeline import die_with_parent
+from llmtrain.machine import usable_cores
+
+GOODBYE_S = 10.0
+"""How long a helper may take to notice that the work is done, or that it cannot be done."""
+
+
+def prepare_with_help(data: DataConfig, tokenizer: TokenizerConfig, console: Console) -> Path:
+    """Return the folder with the shards, made by `data.processes` processes if need be.
+
+    Raises:
+        UserError: a setting is missing, or an input cannot be used.
+    """
+    preparation = Preparation.plan(data, tokenizer)
+    if not preparation.is_done():
+        run_with_help(preparation, console)
+    return preparation.folder
+
+
+def run_with_help(preparation: Preparation, console: Console | None) -> None:
+    """Make the folder of `preparation` with `data.processes` processes, this one among them.
+
+    Raises:
+        UserError: an input cannot be used.
+    """
+    processes = preparation.data.processes or usable_cores()
+    with _helpers(preparation, processes - 1):
+        preparation.run(console, helps=console is None)
+
+
+@contextmanager
+def _helpers(preparation: Preparation, count: int) -> Iterator[None]:
+    """Let `count` processes help meanwhile."""
+    if not count:
+        yield
+        return
+    # Each process encodes on its own: threads of the library would only be in each other's way.
+    before = os.environ.get(THREADS_ENV)
+    os.environ[THREADS_ENV] = "false"
+    # Spawned: this process may have threads, a process group or a GPU, which a fork would break.
+    context = multiprocessing.get_context("spawn")
+    helpers = [
+        context.Process(target=_help, args=(preparation,), daemon=True) for _ in range(count)
+    ]
+    try:
+        for helper in helpers:
+            helper.start()
+        yield
+        _say_goodbye(helpers)
+    except Exception:
+        _say_goodbye(helpers)  # who leaves last after a refusal takes the work along
+        raise
+    finally:
+        for helper in helpers:
+            if helper.is_alive():
+                helper.kill()
+        if before is None:
+            del os.environ[THREADS_ENV]
+        else:
+            os.environ[THREADS_ENV] = before
+
+
+def _say_goodbye(helpers: Sequence[BaseProcess]) -> None:
+    for helper in helpers:
+        helper.join(GOODBYE_S)
+
+
+def _help(preparation: Preparation) -> None:
+    parent = multiprocessing.parent_process()
+    die_with_parent(parent=parent.pid if parent else None)
+    try:
+        preparation.run(helps=True)
+    except (UserError, KeyboardInterrupt):
+        return  # the process that started this one meets the same, and says so

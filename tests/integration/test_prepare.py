@@ -1,0 +1,173 @@
+"""Many processes and sudden deaths: what is prepared does not show them."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.data.duplicates import make_corpus
+
+PART_BYTES = 20_000
+"""Small, so that there are many units of work."""
+
+WORKER = (sys.executable, "-m", "llmtrain.worker")
+
+STAGES = ("list", "read", "choose", "tokenizer", "encode", "shard", "finish")
+
+
+def request(folder: Path, cache: str, **data: Any) -> dict[str, Any]:
+    """Return the request for the rows in `folder`, as `llmtrain prepare` makes it."""
+    source = {
+        "name": "jsonl",
+        "path": str(folder / "rows.jsonl"),
+        "cache_dir": str(folder / cache),
+        "dedup": "near",
+        "shard_tokens": 10_000,
+    }
+    return {"data": source | data, "tokenizer": {"name": "bpe", "vocab_size": 600}}
+
+
+def start(asked: dict[str, Any]) -> subprocess.Popen[str]:
+    """Start to prepare, as leader of a group of processes."""
+    command = [sys.executable, "-m", "tests.support.preparer", json.dumps(asked), str(PART_BYTES)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(process: subprocess.Popen[str]) -> Path:
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    return Path(out.strip())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus full of duplicates, English and Chinese."""
+    folder = tmp_path_factory.mktemp("rows")
+    texts = [made.text for made in make_corpus(seed=3, originals=150)]
+    lines = (json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(rows: Path) -> Path:
+    """What one process makes of it."""
+    return finish(start(request(rows, "alone", processes=1)))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_makes_the_same(rows: Path, alone: Path, processes: int) -> None:
+    folder = finish(start(request(rows, f"with_{processes}", processes=processes)))
+    assert len(list(folder.glob("train-*.bin"))) > 3
+    assert contents(folder) == contents(alone)
+    assert not folder.with_name(folder.name + ".work").exists()
+
+
+@pytest.mark.integration
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))]
+)
+def test_killed_at_any_moment_it_goes_on(rows: Path, alone: Path, seed: int) -> None:
+    """Every stage is hit: the moment is that at which so many units are done."""
+    rng = random.Random(seed)
+    asked = request(rows, f"killed_{seed}", processes=2)
+    work = rows / f"killed_{seed}" / f"{alone.name}.work"
+    done = kills = 0
+    while True:
+        process = start(asked)
+        wanted = done + rng.randrange(1, 12)
+        while process.poll() is None and (done := count(work)) < wanted:
+            time.sleep(0.001)
+        if process.poll() is not None:
+            break
+        time.sleep(rng.random() * 0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        assert count(work) >= done or not work.exists()  # what is done stays done
+        done = count(work)
+    assert kills >= 5
+    folder = finish(process)
+    assert contents(folder) == contents(alone)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def count(work: Path) -> int:
+    """Return how many units are done."""
+    return sum(path.name.isdigit() for stage in STAGES for path in (work / stage).glob("*"))
+
+
+@pytest.mark.integration
+@pytest.mark.chaos
+def test_others_take_over_from_one_that_dies(rows: Path, alone: Path) -> None:
+    """Three starts at once share the work; two of them are killed."""
+    asked = request(rows, "shared", processes=1)
+    processes = [start(asked) for _ in range(3)]
+    work = rows / "shared" / f"{alone.name}.work"
+    for victim, wanted in zip(processes[:2], (3, 8), strict=True):
+        while count(work) < wanted:
+            assert processes[2].poll() is None
+            time.sleep(0.001)
+        os.killpg(victim.pid, signal.SIGKILL)
+        victim.communicate()
+    assert contents(finish(processes[2])) == contents(alone)
+
+
+@pytest.mark.integration
+def test_a_torn_record_is_made_again(rows: Path, alone: Path) -> None:
+    """After a power cut, files may hold less than what was written to them."""
+    asked = request(rows, "torn", processes=1)
+    work = rows / "torn" / f"{alone.name}.work"
+    process = start(asked)
+    while not (work / "encode").is_dir():
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    torn = sorted((work / "read").iterdir())
+    for path in torn[::2]:
+        raw = path.read_bytes()
+        path.write_bytes(raw[: len(raw) // 2] + bytes(len(raw) - len(raw) // 2))
+    torn[1].write_bytes(b"")
+    (work / "read" / "leftover.tmp-1").write_bytes(b"x")
+    assert contents(finish(start(asked))) == contents(alone)
+
+
+@pytest.mark.integration
+def test_a_helper_s_refusal_is_one_message_and_leaves_nothing(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"text {number} " * 20}) for number in range(2000)]
+    lines[1777] = "{"
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    asked = request(tmp_path, "cache", processes=3, errors="strict")
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "llmtrain.worker",
+            "--task",
+            "prepare",
+            "--request",
+            json.dumps(asked),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.count("rows.jsonl:1778") == 1
+    assert not list((tmp_path / "cache").iterdir())
+    shutil.rmtree(tmp_path / "cache")

@@ -26,7 +26,9 @@ from llmtrain.config.register import register
 from llmtrain.config.store import ROOTS
 from llmtrain.errors import ConfigError
 
-FREE_TEXT = {"prompt", "sample_prompt", "path", "run", "run_dir", "cache_dir"}
+FREE_TEXT = {
+    "prompt", "sample_prompt", "path", "pattern", "delimiter", "run", "run_dir", "cache_dir",
+}  # fmt: skip
 """Last parts of keys whose value is taken as it stands: `prompt=Hello, you!` needs no quotes for
 Hydra inside the shell's own."""
 

@@ -17,6 +17,9 @@ from llmtrain.errors import ConfigError, did_you_mean
 PACKAGE = r"\s*#\s*@package +_global_\s*$"
 """The comment by which a YAML file speaks of all groups; Hydra reads it at the very top alone."""
 
+RENAMED = {"data.encoding_errors": "data.errors: skip (it was replace) or strict"}
+"""Keys of earlier versions, and how they are spelt now."""
+
 
 def check_words(command: str, words: Sequence[str], config_dirs: Sequence[Path]) -> None:
     """Refuse what is wrong with `words` whatever else is chosen; Hydra judges the rest.
@@ -116,6 +119,8 @@ def unknown_key(
         value: What it was to be set to, as typed.
     """
     typed = typed or key
+    if key in RENAMED:
+        return ConfigError(f"{typed}{where} is spelt {RENAMED[key]}.")
     parent, _, leaf = key.rpartition(".")
     if not dataclasses.is_dataclass(schema):
         return ConfigError(f"{typed}{where}: '{key}' is not a setting, and holds no others.")

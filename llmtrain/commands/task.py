@@ -1,5 +1,6 @@
 """`llmtrain prepare | evaluate | generate`: compose, check, and let one worker do it."""
 
+import dataclasses
 from pathlib import Path
 
 from llmtrain.commands.compose import composer
@@ -30,8 +31,10 @@ def run_task_command(options: Options) -> int:
         return EXIT_OK
     if isinstance(config, PrepareConfig):
         from llmtrain.data.locate import check_source
+        from llmtrain.data.stdin import keep_stdin
         from llmtrain.tokenizer.pretrained import check_tokenizer
 
+        config = dataclasses.replace(config, data=keep_stdin(config.data))
         check_source(config.data)
         check_tokenizer(config.tokenizer)
     if isinstance(config, FromRunConfig):

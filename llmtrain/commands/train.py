@@ -14,6 +14,7 @@ from llmtrain.config.paths import CHECKPOINTS
 from llmtrain.config.plan import Plan, make_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import to_yaml
+from llmtrain.data.stdin import keep_stdin
 from llmtrain.errors import EXIT_OK, ConfigError
 from llmtrain.launch import torchrun
 from llmtrain.launch.claim import claimed
@@ -42,6 +43,8 @@ def run_train(options: Options) -> int:
 
         return run_sweep(options)
     run: RunConfig = composed.config
+    if rank is None and not options.has("--dry-run"):
+        run = dataclasses.replace(run, data=keep_stdin(run.data))
     plan = plan_run(run, None if rank is None else torchrun.world_size())
     if rank is not None and plan.servers:
         raise ConfigError(

@@ -44,6 +44,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "shakespeare": data.ShakespeareDataConfig,
         "text": data.TextDataConfig,
         "jsonl": data.JsonlDataConfig,
+        "csv": data.CsvDataConfig,
         "parquet": data.ParquetDataConfig,
         "huggingface": data.HuggingFaceDataConfig,
         "synthetic": data.SyntheticDataConfig,

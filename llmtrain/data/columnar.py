@@ -62,15 +62,21 @@ def parquet_rows(config: ParquetDataConfig, span: Span) -> Iterator[tuple[int, d
 
 
 def huggingface_spans(config: HuggingFaceDataConfig) -> Iterator[Span]:
-    """Yield a dataset in stretches of rows.
+    """Yield a dataset in stretches of rows; one that is streamed is one stretch.
 
     Raises:
         DataError: the dataset cannot be had, or has no such split or column.
     """
     dataset = _load(_Wanted.of(config))
-    _check_column(f"data.path={config.path}", config.text_key, dataset.features.arrow_schema)
+    where = f"data.path={config.path}"
+    if _is_streamed(dataset):
+        if dataset.features is not None:
+            _check_column(where, config.text_key, dataset.features.arrow_schema)
+        yield Span(str(config.path), PART_BYTES)
+        return
+    _check_column(where, config.text_key, dataset.features.arrow_schema)
     rows = len(dataset)
-    each = max(1, (dataset.data.nbytes if rows else 0) // max(1, rows))
+    each = max(1, dataset.data.nbytes // max(1, rows))
     step = max(1, PART_BYTES // each)
     for start in range(0, rows, step):
         end = min(start + step, rows)
@@ -83,15 +89,44 @@ def huggingface_rows(
     """Yield the number of each row of `span`, and its one column `config.text_key`.
 
     Raises:
-        DataError: the dataset cannot be had.
+        DataError: the dataset cannot be had, or ends in the middle.
     """
     key = config.text_key
-    rows = _load(_Wanted.of(config)).select_columns([key]).select(range(span.start, span.end))
+    dataset = _load(_Wanted.of(config))
+    if _is_streamed(dataset):
+        yield from _streamed_rows(config, dataset)
+        return
+    rows = dataset.select_columns([key]).select(range(span.start, span.end))
     number = span.first
     for batch in rows.iter(batch_size=_rows_at_once(span.bytes, span.end - span.start)):
         for value in batch[key]:
             yield number, {key: value}
             number += 1
+
+
+def _is_streamed(dataset: Any) -> bool:
+    import datasets
+
+    return isinstance(dataset, datasets.IterableDataset)
+
+
+def _streamed_rows(
+    config: HuggingFaceDataConfig, dataset: Any
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    rows = enumerate(dataset)
+    while True:
+        try:
+            number, row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # a network, a file of the dataset, and the library's own
+            raise DataError(
+                f"data.path={config.path} cannot be read further ({_first_line(error)}). Set "
+                "data.streaming=false to have it downloaded first."
+            ) from error
+        if config.text_key in row:
+            row = {config.text_key: row[config.text_key]}
+        yield number, row
 
 
 def _rows_at_once(size: int, rows: int) -> int:
@@ -142,10 +177,12 @@ class _Wanted:
     path: str
     subset: str | None
     split: str
+    revision: str | None
+    streaming: bool
 
     @classmethod
     def of(cls, config: HuggingFaceDataConfig) -> "_Wanted":
-        return cls(str(config.path), config.subset, config.split)
+        return cls(str(config.path), config.subset, config.split, config.revision, config.streaming)
 
 
 @functools.lru_cache(maxsize=1)  # parts of one dataset; to find it takes seconds on the hub
@@ -160,19 +197,25 @@ def _load(wanted: _Wanted) -> Any:
         if (folder / "state.json").is_file():
             return datasets.load_from_disk(str(folder))
         name = str(folder) if is_local(path) else path
-        return datasets.load_dataset(name, name=wanted.subset, split=wanted.split)
+        return datasets.load_dataset(
+            name,
+            name=wanted.subset,
+            split=wanted.split,
+            revision=wanted.revision,
+            streaming=wanted.streaming,
+        )
     except DataError:
         raise
     except Exception as error:  # the library lets many kinds through, its own and others'
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = (
-            ""
-            if is_local(path)
-            else " Check the name, data.subset and data.split, and that this machine reaches "
-            "huggingface.co; without a network, save the dataset elsewhere with save_to_disk and "
-            "give the folder as data.path."
+            " Check the name, data.subset, data.split and data.revision, and that this machine "
+            "reaches huggingface.co; without a network, save the dataset elsewhere with "
+            "save_to_disk and give the folder as data.path."
         )
-        raise DataError(f"data.path={path} cannot be loaded: {first}.{hint}") from error
+        raise DataError(
+            f"data.path={path} cannot be loaded: {_first_line(error)}."
+            f"{'' if is_local(path) else hint}"
+        ) from error
 
 
 def _pick_split(splits: Any, wanted: _Wanted) -> Any:
@@ -183,3 +226,7 @@ def _pick_split(splits: Any, wanted: _Wanted) -> Any:
             f"{did_you_mean(wanted.split, known)} It has: {', '.join(known)}."
         )
     return splits[wanted.split]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -4,6 +4,8 @@ from llmtrain.data.skip import RecordError
 
 REPLACEMENT = "\ufffd"
 
+UTF8_MARK = b"\xef\xbb\xbf"
+
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -35,22 +37,22 @@ def decode_bytes(raw: bytes, where: str, *, strict: bool, offset: int = 0) -> tu
             f"{where} is not text: it has a NUL byte at offset {offset + raw.index(0)}. "
             "Leave it out of data.path.",
         )
+    start = len(UTF8_MARK) if raw.startswith(UTF8_MARK) else 0
+    body = raw[start:]
     try:
-        return raw.decode("utf-8-sig"), 0
+        return body.decode("utf-8"), 0
     except UnicodeDecodeError as error:
         if strict:
-            # The decoder counts from behind the byte order mark.
-            mark = 3 if raw.startswith(b"\xef\xbb\xbf") else 0
-            start = error.start + mark * (len(error.object) < len(raw))
+            at = offset + start + error.start
             raise RecordError(
                 "not UTF-8",
                 where,
-                f"{where} is not UTF-8: byte 0x{raw[start]:02x} at offset {offset + start}. "
+                f"{where} is not UTF-8: byte 0x{body[error.start]:02x} at offset {at}. "
                 "Convert the file, or set data.errors=skip, which puts U+FFFD there.",
             ) from None
-    text = raw.decode("utf-8-sig", "replace")
+    text = body.decode("utf-8", "replace")
     # U+FFFD that the file itself spells is not ours to count.
-    return text, text.count(REPLACEMENT) - raw.count(REPLACEMENT.encode("utf-8"))
+    return text, text.count(REPLACEMENT) - body.count(REPLACEMENT.encode("utf-8"))
 
 
 def mend_text(text: str, where: str, *, strict: bool) -> tuple[str, int]:
@@ -62,6 +64,8 @@ def mend_text(text: str, where: str, *, strict: bool) -> tuple[str, int]:
     Raises:
         RecordError: a lone surrogate under `strict`.
     """
+    if text.isascii():
+        return text, 0
     try:
         text.encode("utf-8")
         return text, 0

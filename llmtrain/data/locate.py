@@ -10,30 +10,39 @@ from pathlib import Path
 
 from llmtrain.config.groups.data import (
     DataConfig,
+    FileDataConfig,
     HuggingFaceDataConfig,
-    JsonlDataConfig,
-    ParquetDataConfig,
     SyntheticDataConfig,
-    TextDataConfig,
 )
 from llmtrain.data.library import check_libraries
 from llmtrain.errors import ConfigError, DataError, did_you_mean, require
 
 SHAKESPEARE = Path(__file__).parent / "corpus" / "shakespeare"
 
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+"""Suffixes of compressed files; each is also the name of the tool that tests them."""
+
 PATTERNS = {
     "text": ("*.txt", "*.md"),
-    "jsonl": ("*.jsonl", "*.jsonl.gz"),
+    "jsonl": ("*.jsonl",),
+    "csv": ("*.csv", "*.tsv"),
     "parquet": ("*.parquet",),
 }
-"""What a folder is searched for."""
+"""What a folder is searched for, each also compressed, but for Parquet."""
+
+PAGES = ("*.html", "*.htm")
+"""What it is searched for too where data.clean.html makes text of pages."""
 
 EXAMPLES = {
     "text": "data.path=notes.txt",
     "jsonl": "data.path=corpus.jsonl",
+    "csv": "data.path=corpus.csv",
     "parquet": "data.path=corpus.parquet",
     "huggingface": "data.path=roneneldan/TinyStories",
 }
+
+STDIN = "-"
+"""The `data.path` that is the standard input."""
 
 NAMES_SHOWN = 8
 """Names of neighbours that a message lists."""
@@ -53,7 +62,7 @@ def check_source(config: DataConfig) -> None:
             value = getattr(config, key)
             require(value >= 1, f"data.{key}={value} must be at least 1.")
     elif isinstance(config, HuggingFaceDataConfig):
-        _check_huggingface(_given_path(config))
+        _check_huggingface(config, _given_path(config))
     else:
         for file in find_files(config):
             if not os.access(file, os.R_OK):
@@ -64,20 +73,30 @@ def find_files(config: DataConfig) -> list[Path]:
     """Return the files of a source that is made of files, sorted by path.
 
     Raises:
-        ConfigError: no path is given.
-        DataError: the path does not exist, or nothing there matches.
+        ConfigError: no path is given, or the standard input, which only a command line has.
+        DataError: the path does not exist, nothing there matches, or a link leads nowhere.
     """
-    if config.name == "shakespeare":
+    if not isinstance(config, FileDataConfig):
         return sorted(SHAKESPEARE.glob("*.txt"))
     path = _given_path(config)
+    if path == STDIN:
+        raise ConfigError(
+            "data.path=- can be read once, by a `llmtrain train` or `llmtrain prepare` that starts "
+            "at once, and not by --dry-run, sweeps, verify or torchrun: save it to a file, and "
+            "name that."
+        )
     root = Path(path).expanduser()
     if root.is_dir():
-        return _files_in_folder(root, path, PATTERNS[config.name])
-    if root.exists():
+        return _files_in_folder(root, path, config)
+    if root.is_file():
         return [root]
+    if root.exists():
+        raise DataError(f"data.path={path} is no regular file; to read a pipe, set data.path=-")
+    if root.is_symlink():
+        raise _dangling(root)
     if glob.has_magic(path):
         names = glob.glob(str(root), recursive=True)  # noqa: PTH207 - any root, absolute or not
-        files = sorted(f for f in map(Path, names) if f.is_file())
+        files = sorted(f for f in map(Path, names) if _is_file(f))
         if not files:
             raise DataError(f"data.path={path} matches no file (looked from {Path.cwd()}).")
         return files
@@ -89,10 +108,15 @@ def kind_of_path(path: str) -> str:
     root = Path(path).expanduser()
     names = [p.name for p in root.iterdir()] if root.is_dir() else [root.name]
     kinds = {
-        kind: sum(fnmatch.fnmatch(name, pattern) for name in names for pattern in patterns)
+        kind: sum(_matches(Path(name), patterns) for name in names)
         for kind, patterns in PATTERNS.items()
     }
     return max(kinds, key=lambda kind: kinds[kind])
+
+
+def is_compressed(file: Path | str) -> bool:
+    """Say whether the name of `file` says that it is compressed."""
+    return Path(file).suffix in COMPRESSED
 
 
 def is_local(path: str) -> bool:
@@ -102,9 +126,7 @@ def is_local(path: str) -> bool:
 
 def _given_path(config: DataConfig) -> str:
     path = None
-    if isinstance(
-        config, TextDataConfig | JsonlDataConfig | ParquetDataConfig | HuggingFaceDataConfig
-    ):
+    if isinstance(config, FileDataConfig | HuggingFaceDataConfig):
         path = config.path
     if not path:
         example = EXAMPLES.get(config.name, "data=shakespeare")
@@ -112,30 +134,86 @@ def _given_path(config: DataConfig) -> str:
     return path
 
 
-def _files_in_folder(root: Path, path: str, patterns: tuple[str, ...]) -> list[Path]:
-    found = {file for pattern in patterns for file in root.rglob(pattern) if file.is_file()}
-    shown = [f for f in found if not any(p.startswith(".") for p in f.relative_to(root).parts)]
-    if not any(file.is_file() for file in root.rglob("*")):
+def _files_in_folder(root: Path, path: str, config: FileDataConfig) -> list[Path]:
+    patterns = PATTERNS[config.name]
+    if config.name == "text" and config.clean.html:
+        patterns += PAGES
+    found: list[Path] = []
+    others = 0
+    for folder, folders, names in os.walk(root, onerror=_refuse_folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = Path(folder, name)
+            if name.startswith("."):
+                continue
+            if config.pattern is not None:
+                wanted = file.relative_to(root).match(config.pattern)
+            else:
+                wanted = _matches(file, patterns)
+            if wanted and _is_file(file):
+                found.append(file)
+            else:
+                others += 1
+    if found:
+        return sorted(found)
+    kinds = config.pattern or " or ".join(patterns)
+    if not others:
         raise DataError(
-            f"data.path={path} is a folder that holds no files ({root.resolve()}). Put "
-            f"{' or '.join(patterns)} files into it, or name another."
+            f"data.path={path} is a folder that holds no files ({root.resolve()}). Put {kinds} "
+            "files into it, or name another."
         )
-    if not shown:
-        raise DataError(
-            f"data.path={path} is a folder without {' or '.join(patterns)} files."
-            f"{_listing(root)} Name files with a glob, such as data.path='{path.rstrip('/')}/*'."
-        )
-    return sorted(shown)
+    raise DataError(
+        f"data.path={path} is a folder without {kinds} files.{_listing(root)} Name those to read, "
+        f"such as data.pattern='*.log'.{_pages_hint(root, config)}"
+    )
 
 
-def _check_huggingface(path: str) -> None:
+def _matches(file: Path, patterns: tuple[str, ...]) -> bool:
+    packed = is_compressed(file) and patterns != PATTERNS["parquet"]
+    name = file.stem if packed else file.name
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def _is_file(file: Path) -> bool:
+    """Say whether `file` is a regular file, at the end of links.
+
+    Raises:
+        DataError: it is a link that leads nowhere.
+    """
+    if file.is_symlink() and not file.exists():
+        raise _dangling(file)
+    return file.is_file()
+
+
+def _dangling(link: Path) -> DataError:
+    return DataError(
+        f"{link} is a link to {link.readlink()}, which does not exist. Mend it, or remove it."
+    )
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error
+
+
+def _pages_hint(root: Path, config: FileDataConfig) -> str:
+    pages = config.name == "text" and any(next(root.rglob(page), None) for page in PAGES)
+    return " Pages of HTML are read with data.clean.html=true." if pages else ""
+
+
+def _check_huggingface(config: HuggingFaceDataConfig, path: str) -> None:
     root = Path(path).expanduser()
     if is_local(path) and not root.exists():
         raise DataError(f"data.path={path} does not exist.{_neighbours(root)}")
     if root.is_file():
         raise DataError(
             f"data.path={path} is a file; data=huggingface takes a hub name or a folder. "
-            "Use data=text, data=jsonl or data=parquet for a file."
+            f"Use data={kind_of_path(path)} for this file."
+        )
+    if is_local(path):
+        require(
+            config.revision is None,
+            f"data.revision={config.revision} is of datasets on the hub, and data.path={path} is a "
+            "folder here: leave data.revision out.",
         )
 
 

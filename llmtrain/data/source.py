@@ -7,20 +7,22 @@ from typing import Any
 import xxhash
 
 from llmtrain.config.groups.data import (
+    CsvDataConfig,
     DataConfig,
     HuggingFaceDataConfig,
     ParquetDataConfig,
     SyntheticDataConfig,
 )
+from llmtrain.data.digests import hash_files
 from llmtrain.data.document import Document
-from llmtrain.data.locate import find_files
+from llmtrain.data.locate import find_files, is_compressed
 from llmtrain.data.part import Part, Span, cut_rows, pack
 from llmtrain.data.row import text_at
 from llmtrain.data.skip import RecordError, SkipCount
+from llmtrain.data.source_csv import delimiter_of, read_csv
 from llmtrain.data.source_jsonl import jsonl_spans, read_jsonl
 from llmtrain.data.source_text import read_text, text_spans
-from llmtrain.data.stream import is_compressed
-from llmtrain.durable import hash_file
+from llmtrain.data.stream import whole_file
 from llmtrain.errors import DataError, require_choice
 
 Reader = Callable[[Any, Span], Iterator[Document | RecordError]]
@@ -44,6 +46,7 @@ def list_parts(config: DataConfig) -> list[Part]:
         "shakespeare": _text_spans,
         "text": _text_spans,
         "jsonl": lambda c: (span for file in find_files(c) for span in jsonl_spans(file)),
+        "csv": lambda c: map(whole_file, find_files(c)),
         "parquet": _parquet_spans,
         "huggingface": _huggingface_spans,
         "synthetic": _synthetic_spans,
@@ -71,6 +74,7 @@ def read_part(config: DataConfig, part: Part, skipped: SkipCount) -> Iterator[Do
         "shakespeare": read_text,
         "text": read_text,
         "jsonl": read_jsonl,
+        "csv": read_csv,
         "parquet": _read_parquet,
         "huggingface": _read_huggingface,
         "synthetic": _read_synthetic,
@@ -103,11 +107,15 @@ def iter_documents(config: DataConfig, skipped: SkipCount | None = None) -> Iter
         raise DataError(skipped.nothing_left())
 
 
-def hash_source(config: DataConfig) -> str:
-    """Return 32 hex digits that stand for the content a source would be read from.
+def hash_source(config: DataConfig, known: Path | None = None) -> str:
+    """Return a name of the content a source would be read from: equal where that is equal.
 
-    Files are hashed byte by byte. A dataset on the hub is known by name only: what changes behind
-    the name does not change the hash.
+    Files count by their bytes and their order, not by their names. A dataset on the hub is known
+    by name only: what changes behind the name does not change the hash.
+
+    Args:
+        config: The source.
+        known: A file of hashes of files (see `data/digests.py`); None: every file is read.
 
     Raises:
         ConfigError: no path is given.
@@ -117,10 +125,15 @@ def hash_source(config: DataConfig) -> str:
         folder = Path(str(config.path)).expanduser()
         if not folder.is_dir():
             return xxhash.xxh3_128_hexdigest(f"hub:{config.path}".encode())
-        return _hash_files(sorted(f for f in folder.rglob("*") if f.is_file()))
+        return hash_files(sorted(f for f in folder.rglob("*") if f.is_file()), known)
     if isinstance(config, SyntheticDataConfig):
         return "synthetic"  # made from the settings alone
-    return _hash_files(find_files(config))
+    files = find_files(config)
+    digest = hash_files(files, known)
+    if isinstance(config, CsvDataConfig):
+        # The name of a file may say how the same bytes are to be read.
+        digest += "".join(delimiter_of(config, file) for file in files)
+    return digest
 
 
 def source_bytes(config: DataConfig) -> int | None:
@@ -185,13 +198,3 @@ def _read_synthetic(config: SyntheticDataConfig, span: Span) -> Iterator[Documen
 
     for number, text in enumerate(synthetic_texts(config, span.start, span.end), span.first):
         yield Document(f"{span.where}:{number}", text)
-
-
-def _hash_files(files: list[Path]) -> str:
-    whole = xxhash.xxh3_128()
-    for file in files:
-        try:
-            whole.update(bytes.fromhex(hash_file(file)))
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}.") from error
-    return whole.hexdigest()

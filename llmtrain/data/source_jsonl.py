@@ -9,10 +9,11 @@ from pathlib import Path
 from llmtrain.config.groups.data import JsonlDataConfig
 from llmtrain.data.decode import decode_bytes
 from llmtrain.data.document import Document
+from llmtrain.data.locate import is_compressed
 from llmtrain.data.part import PART_BYTES, Span
 from llmtrain.data.row import text_at, too_long
 from llmtrain.data.skip import RecordError
-from llmtrain.data.stream import is_compressed, open_file, skip_line, whole_file
+from llmtrain.data.stream import open_file, skip_line, whole_file
 from llmtrain.errors import DataError
 
 

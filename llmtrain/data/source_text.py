@@ -8,9 +8,10 @@ from typing import BinaryIO
 from llmtrain.config.groups.data import DataConfig
 from llmtrain.data.decode import decode_bytes
 from llmtrain.data.document import Document
+from llmtrain.data.locate import is_compressed
 from llmtrain.data.part import Span
 from llmtrain.data.skip import RecordError
-from llmtrain.data.stream import is_compressed, open_file, whole_file
+from llmtrain.data.stream import open_file, whole_file
 
 SEARCH_BYTES = 1 << 20
 """How far the end of a line is looked for; where there is none, a cut goes between characters."""

@@ -9,22 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from llmtrain.data.locate import COMPRESSED, is_compressed
 from llmtrain.data.part import Span
 from llmtrain.errors import DataError
-
-COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-"""Suffixes of compressed files; each is also the name of the tool that tests them."""
 
 COMPRESSION_RATIO = 3
 """Bytes of text in a byte of a compressed file, about: for progress and balance alone."""
 
 READ_BYTES = 1 << 20
 """How much is read at once of what is passed over."""
-
-
-def is_compressed(file: Path | str) -> bool:
-    """Say whether the name of `file` says that it is compressed."""
-    return Path(file).suffix in COMPRESSED
 
 
 def whole_file(file: Path, *, first: int = 0) -> Span:

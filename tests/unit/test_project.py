@@ -94,6 +94,7 @@ def choices() -> Iterator[tuple[str, str, str]]:
 NEEDED = {
     ("data", "text"): ["data.path=x.txt"],
     ("data", "jsonl"): ["data.path=x.jsonl"],
+    ("data", "csv"): ["data.path=x.csv"],
     ("data", "parquet"): ["data.path=x.parquet"],
     ("data", "huggingface"): ["data.path=owner/name"],
     ("tokenizer", "pretrained"): ["tokenizer.path=tokenizer.json"],

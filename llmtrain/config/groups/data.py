@@ -18,7 +18,7 @@ class DataConfig:
     """What every source has."""
 
     name: str
-    """shakespeare | text | jsonl | parquet | huggingface | synthetic."""
+    """shakespeare | text | jsonl | csv | parquet | huggingface | synthetic."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     """Cleaning rules."""
     dedup: str = "exact"
@@ -81,32 +81,59 @@ class ShakespeareDataConfig(DataConfig):
 
 
 @dataclass(kw_only=True)
-class TextDataConfig(DataConfig):
-    """Plain text files, one document a file."""
+class FileDataConfig(DataConfig):
+    """What every source has that is made of files."""
 
-    name: str = "text"
     path: str | None = None
-    """A file, a folder (searched for *.txt and *.md) or a glob."""
+    """A file, a folder, a glob, or - for the standard input."""
+    pattern: str | None = None
+    """Which files of a folder are read, such as *.rst; null: those named as usual for the source.
+    """
 
 
 @dataclass(kw_only=True)
-class JsonlDataConfig(DataConfig):
-    """JSON lines, one document a line; .gz is read too."""
+class TextDataConfig(FileDataConfig):
+    """Plain text files, one document a file; of a folder *.txt and *.md, also with .gz or .zst, and
+    with data.clean.html=true *.html and *.htm."""
+
+    name: str = "text"
+
+
+@dataclass(kw_only=True)
+class JsonlDataConfig(FileDataConfig):
+    """JSON lines, one document a line; of a folder *.jsonl, *.jsonl.gz and *.jsonl.zst."""
 
     name: str = "jsonl"
-    path: str | None = None
-    """A file, a folder (searched for *.jsonl and *.jsonl.gz) or a glob."""
     text_key: str = "text"
     """The field that holds the text."""
 
 
 @dataclass(kw_only=True)
-class ParquetDataConfig(DataConfig):
-    """Parquet files, one document a row."""
+class CsvDataConfig(FileDataConfig):
+    """Tables as text, one document a row, under a row of column names; of a folder *.csv and *.tsv,
+    also with .gz or .zst."""
+
+    name: str = "csv"
+    text_key: str = "text"
+    """The column that holds the text."""
+    delimiter: str | None = None
+    """What stands between columns: one character, or tab; null: a tab in *.tsv, else a comma."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.delimiter is None
+            or self.delimiter == "tab"
+            or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n'),
+            f"data.delimiter={self.delimiter!r} must be one character, such as ';', or tab.",
+        )
+
+
+@dataclass(kw_only=True)
+class ParquetDataConfig(FileDataConfig):
+    """Parquet files, one document a row; of a folder *.parquet."""
 
     name: str = "parquet"
-    path: str | None = None
-    """A file, a folder (searched for *.parquet) or a glob."""
     text_key: str = "text"
     """The column that holds the text."""
 
@@ -122,6 +149,10 @@ class HuggingFaceDataConfig(DataConfig):
     """The dataset's configuration name, where it has several."""
     split: str = "train"
     """The split that is read."""
+    revision: str | None = None
+    """Of a dataset on the hub: a branch, tag or commit; null: its newest state."""
+    streaming: bool = False
+    """Of a dataset on the hub: read it as it arrives, without keeping it on disk."""
     text_key: str = "text"
     """The column that holds the text."""
 

@@ -33,6 +33,10 @@ FREE_TEXT = {
 Hydra inside the shell's own."""
 
 
+TABLE = re.compile(r"\+*data\.sources(\.[\w-]+)?")
+"""Keys under which users put names of their own, which Hydra wants told with ++."""
+
+
 @dataclass(frozen=True)
 class Composed:
     """A composed command line."""
@@ -103,6 +107,8 @@ class Composer:
             raise explain.unreadable(word)
         if key.startswith("+") and key.lstrip("+") in self.groups:
             word = word.lstrip("+")  # as `+experiment=x` is written where it is not in the defaults
+        if TABLE.fullmatch(key):
+            word = "++" + word.lstrip("+")
         text = equals and key.lstrip("+").rpartition(".")[2] in FREE_TEXT
         quoted = f"{key}={_quote(value)}"
         plain = value in ("", "null") or "${" in value or value[:1] in "'\""

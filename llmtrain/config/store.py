@@ -18,6 +18,7 @@ from llmtrain.config.groups import (
     gossip,
     launcher,
     metrics,
+    mixture,
     model,
     optimizer,
     scheduler,
@@ -48,6 +49,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "parquet": data.ParquetDataConfig,
         "huggingface": data.HuggingFaceDataConfig,
         "synthetic": data.SyntheticDataConfig,
+        "mixture": mixture.MixtureDataConfig,
     },
     "strategy": {
         "single": strategy.SingleStrategyConfig,

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -45,22 +46,36 @@ def cache_root(data: DataConfig) -> Path:
     return root
 
 
-def settings_hash(data: DataConfig, tokenizer: TokenizerConfig) -> str:
-    """Return 32 hex digits for everything that decides what the shards hold.
+def source_settings(data: DataConfig) -> dict[str, Any]:
+    """Return everything that decides which documents a source has, and how they are written.
 
     Raises:
         ConfigError: a path is not given.
         DataError: an input cannot be read.
     """
     unused = (*NOT_CONTENT, "near") if data.dedup != "near" else NOT_CONTENT
-    settings = {
+    return {
         "prepare_version": PREPARE_VERSION,
         "format_version": VERSION,
         "data": {k: v for k, v in asdict(data).items() if k not in unused},
         "libraries": library_versions(data),
         "source": hash_source(data),
-        "tokenizer": {k: v for k, v in asdict(tokenizer).items() if k != "path"},
     }
+
+
+def tokenizer_settings(tokenizer: TokenizerConfig) -> dict[str, Any]:
+    """Return everything that decides on a tokenizer, but for the text it learns from.
+
+    Raises:
+        ConfigError: a path is not given.
+        DataError: an input cannot be read.
+    """
+    settings = {k: v for k, v in asdict(tokenizer).items() if k != "path"}
     if isinstance(tokenizer, PretrainedTokenizerConfig):
-        settings["tokenizer_files"] = hash_pretrained(tokenizer.path)
+        settings["files"] = hash_pretrained(tokenizer.path)
+    return settings
+
+
+def settings_hash(settings: dict[str, Any]) -> str:
+    """Return 32 hex digits for `settings`."""
     return xxhash.xxh3_128_hexdigest(json.dumps(settings, sort_keys=True).encode())

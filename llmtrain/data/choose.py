@@ -1,6 +1,7 @@
 """Which documents stay, on which side of the split, and in which order they are written."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,30 @@ class Choice:
         return np.flatnonzero(self._written[self.bounds[record] : self.bounds[record + 1]])
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What the sources before one have kept."""
+
+    digests: Digests = field(default_factory=lambda: np.zeros((0, 16), dtype=np.uint8))
+    """Content hashes of the documents."""
+    records: list[Path] = field(default_factory=list)
+    """Where they can be read, among others; needed where data.dedup=near."""
+
+    def add(self, digests: Digests, records: Sequence[Path]) -> "Earlier":
+        """Return this and what one more source has kept."""
+        return Earlier(np.concatenate([self.digests, digests]), [*self.records, *records])
+
+    def corpus(self) -> Corpus:
+        """Return the documents themselves, each once."""
+        corpus = Corpus(self.records)
+        both = find_exact_duplicates(corpus.digests(), self.digests)
+        known = both.dropped[both.first == -1]
+        once = find_exact_duplicates(corpus.digests()[known], self.digests[:0])
+        return corpus.select(known[once.kept])
+
+
 def choose_documents(
-    paths: Sequence[Path], data: DataConfig, earlier: Digests, folder: Path, bars: Progress
+    paths: Sequence[Path], data: DataConfig, earlier: Earlier, folder: Path, bars: Progress
 ) -> Record:
     """Return the order in which the documents of the records `paths` are written.
 
@@ -53,7 +76,7 @@ def choose_documents(
     Args:
         paths: Of the stage `read`.
         data: The source's settings.
-        earlier: Content hashes of the documents of sources before it.
+        earlier: What the sources before it have kept: it is kept out of this one.
         folder: For scratch files.
         bars: Show how far it is.
 
@@ -65,13 +88,13 @@ def choose_documents(
     read = len(corpus)
     report: dict[str, Any] = {"documents": {"duplicates": 0}, "dedup": {}}
     if data.dedup != "none":
-        exact = find_exact_duplicates(corpus.digests(), earlier)
+        exact = find_exact_duplicates(corpus.digests(), earlier.digests)
         report["documents"]["duplicates"] = len(exact.dropped)
         report["dedup"]["exact"] = exact_report(corpus, exact)
         corpus = corpus.select(exact.kept)
     near = NearDuplicates()
     if data.dedup == "near":
-        near = find_near_duplicates(corpus, data.near, folder, bars)
+        near = find_near_duplicates(corpus, data.near, folder, bars, earlier.corpus())
         report["dedup"]["near"] = near.report()
         corpus = corpus.select(np.delete(np.arange(len(corpus), dtype=np.int64), near.dropped))
     report["documents"] |= {"near_duplicates": len(near.dropped), "kept": len(corpus)}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,13 +73,23 @@ class Corpus:
         self.numbers: Numbers = np.arange(len(self._sizes), dtype=np.int64)
         """What each document was numbered before any `select`, shape (documents,)."""
 
-    def select(self, places: Numbers) -> Self:
+    def select(self, places: Numbers) -> "Corpus":
         """Return the corpus of the documents at `places` alone, numbered anew."""
         part = copy(self)
         for name, value in vars(self).items():
             if isinstance(value, np.ndarray):  # one entry a document
                 setattr(part, name, value[places])
         return part
+
+    def followed_by(self, other: "Corpus") -> "Corpus":
+        """Return the documents of this corpus and, behind them, those of `other`."""
+        whole = copy(self)
+        whole._shelf = Shelf([*self._shelf.paths, *other._shelf.paths])
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                setattr(whole, name, np.concatenate([value, getattr(other, name)]))
+        whole._record[len(self) :] += len(self._shelf)
+        return whole
 
     def bounds(self) -> Numbers:
         """Return where the documents of each record begin, and the end; of an unselected corpus."""

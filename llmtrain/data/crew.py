@@ -16,11 +16,14 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from safetensors import SafetensorError
 
 from llmtrain.data.record import Record, RecordReader, is_whole
 from llmtrain.errors import DataError
@@ -31,7 +34,7 @@ POLL_S = 0.02
 PATIENCE_S = 2.0
 """How long a helper leaves a stage of one unit to the main process, whose terminal shows it."""
 
-STAGES = ("list", "read", "choose", "tokenizer", "encode", "shard", "finish")
+STAGES = ("list", "before", "read", "choose", "tokenizer", "encode", "shard", "finish")
 
 _PRESENT = 0
 """The byte that everyone at work holds shared."""
@@ -45,6 +48,22 @@ Work = Callable[[int], Record]
 
 class FinishedError(Exception):
     """The folder is there: somebody else has finished it."""
+
+
+@contextmanager
+def until_finished(crew: "Crew") -> Iterator[None]:
+    """Leave the block when the folder of `crew` is there, by whomever.
+
+    Who is late finds the work cleared in the middle of what it was doing: that is no error.
+    """
+    try:
+        yield
+    except FinishedError:
+        crew.clear()
+    except (OSError, SafetensorError):
+        if not crew.final.exists():
+            raise
+        crew.clear()
 
 
 class Crew:

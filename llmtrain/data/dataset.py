@@ -42,7 +42,7 @@ class TokenDataset:
         """
         manifest = load_manifest(folder)
         require_choice("split", split, manifest.splits)
-        verify_files(folder, manifest, verify)
+        verify_files(folder, manifest.files, verify)
         self.folder = folder
         self.split = split
         self.vocab_size = manifest.vocab_size

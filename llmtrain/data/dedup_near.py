@@ -69,19 +69,21 @@ class NearDuplicates:
 
 
 def find_near_duplicates(
-    corpus: Corpus, config: NearConfig, folder: Path, bars: Progress
+    own: Corpus, config: NearConfig, folder: Path, bars: Progress, before: Corpus | None = None
 ) -> NearDuplicates:
-    """Return which documents of `corpus` to drop; equal ones must be gone already.
+    """Return which documents of `own` to drop; equal ones must be gone already.
 
     Args:
-        corpus: The documents.
+        own: The documents.
         config: What counts as near.
         folder: Where scratch files may be; about 800 bytes a document.
         bars: Shows how far it is.
+        before: Documents that are kept whatever they are.
 
     Raises:
         OSError: the disk is full.
     """
+    corpus = own if before is None else before.followed_by(own)
     shingler = Shingler(config)
     sketches = Sketches(config, len(corpus), folder)
     bar = bars.add_task("sketch documents", total=int(corpus.sizes().sum()))
@@ -89,7 +91,7 @@ def find_near_duplicates(
         sketches.add(list(corpus.texts(numbers)), shingler)
         bars.advance(bar, size)
     meets = sketches.meet()
-    return _Choice(corpus, config, sketches, shingler).run(meets, bars)
+    return _Choice(corpus, len(corpus) - len(own), config, sketches, shingler).run(meets, bars)
 
 
 def are_near(one: str, two: str, config: NearConfig) -> bool:
@@ -102,9 +104,11 @@ class _Choice:
     """Keeps or drops one document after the other. Ranks are places in that order."""
 
     def __init__(
-        self, corpus: Corpus, config: NearConfig, sketches: Sketches, shingler: Shingler
+        self, corpus: Corpus, first: int, config: NearConfig, sketches: Sketches, shingler: Shingler
     ) -> None:
         self._corpus = corpus
+        self._first = first
+        """The first document that may be dropped."""
         self._config = config
         self._sketches = sketches
         self._sets = _ShingleCache(corpus, shingler)
@@ -118,6 +122,7 @@ class _Choice:
     def run(self, meets: npt.NDArray[np.bool_], bars: Progress) -> NearDuplicates:
         """Decide about every document; those that meet nobody are kept unseen."""
         order = _by_content(self._corpus)
+        order = order[np.argsort(order >= self._first, kind="stable")]
         self._order = order[meets[order]]
         result = NearDuplicates()
         bar = bars.add_task("compare documents", total=len(self._order))
@@ -127,12 +132,12 @@ class _Choice:
             self._sets.load(numbers)
             places = np.ascontiguousarray(self._sketches.buckets[:, numbers].T)
             for number, buckets in zip(numbers, places, strict=True):
-                match = self._nearest(number, buckets)
+                match = self._nearest(number, buckets) if number >= self._first else None
                 if match is None:
                     result.crowded += not self._sketches.keep(rank, buckets)
                 else:
                     took[match[1]] = True
-                    result.dropped.append(number)
+                    result.dropped.append(number - self._first)
                     result.characters += len(self._corpus.text(number))
                     self._remember(match[0], rank, match[1])
                 rank += 1

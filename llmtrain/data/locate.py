@@ -14,8 +14,9 @@ from llmtrain.config.groups.data import (
     HuggingFaceDataConfig,
     SyntheticDataConfig,
 )
+from llmtrain.config.groups.mixture import MixtureDataConfig, sources_of
 from llmtrain.data.library import check_libraries
-from llmtrain.errors import ConfigError, DataError, did_you_mean, require
+from llmtrain.errors import ConfigError, DataError, UserError, did_you_mean, require
 
 SHAKESPEARE = Path(__file__).parent / "corpus" / "shakespeare"
 
@@ -56,6 +57,18 @@ def check_source(config: DataConfig) -> None:
             package that is not there.
         DataError: a file is missing or not readable, or a folder holds none of its kind.
     """
+    if isinstance(config, MixtureDataConfig):
+        require(
+            bool(config.sources),
+            "data=mixture needs data.sources, such as 'data.sources={web: {kind: jsonl, path: "
+            "web.jsonl, weight: 0.7}, books: {kind: text, path: books, weight: 0.3}}'.",
+        )
+        for name, source in sources_of(config).items():
+            try:
+                check_source(source)
+            except UserError as error:
+                raise type(error)(f"data.sources.{name}: {error}") from error
+        return
     check_libraries(config)
     if isinstance(config, SyntheticDataConfig):
         for key in ("documents", "words_per_document", "vocabulary"):

@@ -8,6 +8,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -122,19 +123,33 @@ def mend(folder: Path) -> str:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Return the manifest of a prepared folder.
+    """Return the manifest of a prepared folder of one source.
+
+    Raises:
+        DataError: there is none, it is broken, or a newer llmtrain wrote it.
+    """
+    path = folder / MANIFEST
+    content = read_manifest(folder, (FORMAT,))
+    try:
+        manifest = Manifest.from_json(content)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error!r}). {mend(folder)}") from error
+    _check_dtype(path, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
+    """Return the content of the manifest in `folder`, one of `formats`.
 
     Raises:
         DataError: there is none, it is broken, or a newer llmtrain wrote it.
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] not in formats:
             raise ValueError(f"its format is {content['format']}")
         version = int(content["version"])
-        if version <= VERSION:
-            manifest = Manifest.from_json(content)
     except FileNotFoundError:
         raise DataError(
             f"{folder} holds no {MANIFEST}: this is not a folder of prepared data. {mend(folder)}"
@@ -146,24 +161,23 @@ def load_manifest(folder: Path) -> Manifest:
             f"{path} has format version {version}, this llmtrain reads up to {VERSION}: upgrade "
             f"llmtrain. Or: {mend(folder)}"
         )
-    _check_dtype(path, manifest)
-    return manifest
+    return content
 
 
-def verify_files(folder: Path, manifest: Manifest, hashes: bool | None = None) -> None:
+def verify_files(folder: Path, files: dict[str, FileCheck], hashes: bool | None = None) -> None:
     """Check every file of a prepared folder: sizes always, content where it is cheap.
 
     Args:
         folder: The prepared folder.
-        manifest: Its manifest.
+        files: What its manifest says of them.
         hashes: Read and hash every file; None: only in folders up to `HASH_LIMIT_BYTES`.
 
     Raises:
         DataError: a file is missing, or is not what was written; names the file and the fix.
     """
     if hashes is None:
-        hashes = sum(check.bytes for check in manifest.files.values()) <= HASH_LIMIT_BYTES
-    for name, check in manifest.files.items():
+        hashes = sum(check.bytes for check in files.values()) <= HASH_LIMIT_BYTES
+    for name, check in files.items():
         path = folder / name
         if not path.is_file():
             raise DataError(f"{path} is missing. {mend(folder)}")

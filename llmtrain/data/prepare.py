@@ -3,35 +3,68 @@
 Any number of processes may prepare the same folder at once: they share the work, see `data/crew.py`
 for how and `data/work.py` for the stages. What they make does not depend on how many they are, nor
 on what was killed on the way.
+
+The sources of a mixture get a folder each. What one holds depends on itself, on the tokenizer and,
+for duplicates, on the sources before it; so a new source behind the others leaves theirs as they
+are, unless the tokenizer is learned from all of them.
 """
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from llmtrain.config.groups.data import DataConfig
+from llmtrain.config.groups.mixture import MixtureDataConfig, sources_of
 from llmtrain.config.groups.tokenizer import TokenizerConfig
 from llmtrain.console import make_console
-from llmtrain.data.cache import cache_root, settings_hash
-from llmtrain.data.choose import Choice
-from llmtrain.data.crew import Crew, FinishedError
+from llmtrain.data.cache import cache_root, settings_hash, source_settings, tokenizer_settings
+from llmtrain.data.choose import Choice, Earlier
+from llmtrain.data.crew import Crew, until_finished
+from llmtrain.data.learn import learn_tokenizer
 from llmtrain.data.locate import check_source
 from llmtrain.data.manifest import load_manifest, verify_files
-from llmtrain.data.work import REPORT, SourceWork
+from llmtrain.data.mixture import publish_mixture, verify_mixture
+from llmtrain.data.publish import (
+    REPORT,
+    TOKENIZER,
+    load_digests,
+    shared_tokenizer,
+    written_digests,
+)
+from llmtrain.data.work import SourceWork
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.base import Tokenizer
-from llmtrain.tokenizer.build import train_tokenizer
+from llmtrain.tokenizer.build import load_tokenizer
 
-THREADS_ENV = "TOKENIZERS_PARALLELISM"
-"""Read by the library `tokenizers` at every call: whether it uses threads."""
+GIVEN = ("byte", "pretrained")
+"""Tokenizers that learn nothing from the text."""
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A source, and where it is prepared."""
+
+    name: str
+    data: DataConfig
+    digest: str
+    """32 hex digits for the content of the inputs and every setting that matters."""
+    folder: Path
+
+    def is_done(self) -> bool:
+        """Say whether the folder is there.
+
+        Raises:
+            DataError: it is there and corrupt.
+        """
+        if not self.folder.exists():
+            return False
+        verify_files(self.folder, load_manifest(self.folder).files)
+        return True
 
 
 @dataclass(frozen=True)
@@ -41,9 +74,11 @@ class Preparation:
     data: DataConfig
     tokenizer: TokenizerConfig
     digest: str
-    """32 hex digits for the content of the inputs and every setting that matters."""
+    """As of a source, for all of them."""
     folder: Path
     """`<cache>/<data.name>-<first 16 digits>`."""
+    sources: tuple[PlannedSource, ...]
+    """One, unless `data` is a mixture."""
 
     @classmethod
     def plan(cls, data: DataConfig, tokenizer: TokenizerConfig) -> "Preparation":
@@ -54,19 +89,37 @@ class Preparation:
             DataError: an input cannot be read, or the cache cannot be written.
         """
         check_source(data)
-        root, digest = cache_root(data), settings_hash(data, tokenizer)
-        return cls(data, tokenizer, digest, root / f"{data.name}-{digest[:16]}")
+        root = cache_root(data)
+        named = sources_of(data)
+        contents = [source_settings(source) for source in named.values()]
+        ids = tokenizer_settings(tokenizer)
+        sources: list[PlannedSource] = []
+        for number, (name, source) in enumerate(named.items()):
+            settings: dict[str, Any] = {"source": contents[number], "tokenizer": ids}
+            if source.dedup != "none":
+                settings["earlier"] = contents[:number]
+            if tokenizer.name not in GIVEN:
+                settings["learned_from"] = [contents, _weights(data)]
+            digest = settings_hash(settings)
+            sources.append(PlannedSource(name, source, digest, root / f"{name}-{digest[:16]}"))
+        if not isinstance(data, MixtureDataConfig):
+            return cls(data, tokenizer, sources[0].digest, sources[0].folder, tuple(sources))
+        parts = [[source.name, source.digest] for source in sources]
+        digest = settings_hash({"mixture": parts, "weights": _weights(data)})
+        return cls(data, tokenizer, digest, root / f"{data.name}-{digest[:16]}", tuple(sources))
 
     def is_done(self) -> bool:
-        """Say whether the folder is there.
+        """Say whether everything is there.
 
         Raises:
             DataError: it is there and corrupt.
         """
-        if not self.folder.exists():
-            return False
-        verify_files(self.folder, load_manifest(self.folder))
-        return True
+        done = [source.is_done() for source in self.sources]
+        if isinstance(self.data, MixtureDataConfig):
+            if not self.folder.exists():
+                return False
+            verify_mixture(self.folder)
+        return all(done)
 
     def run(self, console: Console | None = None, *, helps: bool = False) -> None:
         """Make the folder, together with every other process that does so now.
@@ -79,25 +132,15 @@ class Preparation:
             DataError: an input cannot be used, or the cache cannot be written.
         """
         silent = console is None or not console.is_terminal
-        crew = Crew(self.folder, helps=helps)
         try:
-            with crew, Progress(console=console, transient=True, disable=silent) as bars:
-                self._work(crew, bars)
-        except FinishedError:
-            crew.clear()
+            with Progress(console=console, transient=True, disable=silent) as bars:
+                _Making(self, bars, helps).run()
         except OSError as error:
             raise DataError(
                 f"Preparing {self.folder} failed: {error.strerror or error}. Free some space "
                 "there, or set data.cache_dir to another folder. What is done is kept: the next "
                 "start goes on from it."
             ) from error
-
-    def _work(self, crew: Crew, bars: Progress) -> None:
-        earlier = np.zeros((0, 16), dtype=np.uint8)
-        work = SourceWork(crew, self.data, self.digest, earlier, bars)
-        choice = work.choose()
-        tokenizer = work.tokenizer(lambda: train(self.tokenizer, choice))
-        work.finish(choice, tokenizer)
 
 
 def prepare(
@@ -121,30 +164,6 @@ def prepare(
     return preparation.folder
 
 
-def train(config: TokenizerConfig, choice: Choice) -> Tokenizer:
-    """Learn from the training split; `char` from both, for it has no id for what is new."""
-    numbers = choice.orders["train"]
-    if config.name == "char":
-        numbers = np.concatenate(list(choice.orders.values()))
-    total = int(choice.corpus.sizes()[numbers].sum())
-    with threads():  # the other processes of the crew are waiting
-        return train_tokenizer(config, choice.corpus.texts(numbers), total)
-
-
-@contextmanager
-def threads() -> Iterator[None]:
-    """Let the library `tokenizers` use every core meanwhile."""
-    before = os.environ.get(THREADS_ENV)
-    os.environ[THREADS_ENV] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[THREADS_ENV]
-        else:
-            os.environ[THREADS_ENV] = before
-
-
 def load_report(folder: Path) -> dict[str, Any]:
     """Return what `prepare` counted when it made `folder`.
 
@@ -155,3 +174,69 @@ def load_report(folder: Path) -> dict[str, Any]:
         return json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / REPORT} cannot be read ({error}).") from error
+
+
+class _Making:
+    """One process that makes a preparation: first what all sources hold, then their shards."""
+
+    def __init__(self, preparation: Preparation, bars: Progress, helps: bool) -> None:
+        self._preparation = preparation
+        self._bars = bars
+        self._helps = helps
+        self._choices: dict[str, Choice] = {}
+        """By source, of those whose folder is not there yet."""
+
+    def run(self) -> None:
+        with ExitStack() as joined:
+            works = self._choose(joined)
+            if isinstance(self._preparation.data, MixtureDataConfig):
+                crew = joined.enter_context(Crew(self._preparation.folder, helps=self._helps))
+                with until_finished(crew):
+                    tokenizer = shared_tokenizer(crew, self._make_tokenizer, self._bars)
+                    self._finish(works, lambda: tokenizer)
+                    publish_mixture(crew, self._preparation.data, self._folders())
+            else:
+                self._finish(works, self._make_tokenizer)
+
+    def _folders(self) -> dict[str, Path]:
+        return {source.name: source.folder for source in self._preparation.sources}
+
+    def _choose(self, joined: ExitStack) -> dict[str, tuple[Crew, SourceWork]]:
+        """Read and choose what is not there yet; each source knows what those before it keep."""
+        works: dict[str, tuple[Crew, SourceWork]] = {}
+        earlier, unread = Earlier(), list[DataConfig]()
+        for source in self._preparation.sources:
+            if not source.is_done():
+                crew = joined.enter_context(Crew(source.folder, helps=self._helps))
+                work = SourceWork(crew, source.data, source.digest, self._bars)
+                with until_finished(crew):
+                    near = source.data.dedup == "near"
+                    self._choices[source.name] = work.choose(earlier, unread if near else ())
+                    works[source.name] = crew, work
+            if source.name in works:
+                choice = self._choices[source.name]
+                earlier = earlier.add(written_digests(choice), choice.records)
+            else:
+                earlier = earlier.add(load_digests(source.folder), [])
+                unread.append(source.data)
+        return works
+
+    def _make_tokenizer(self) -> Tokenizer:
+        """Learn from what was chosen; a source that is there was made with the same tokenizer."""
+        for source in self._preparation.sources:
+            if source.name not in self._choices:
+                return load_tokenizer(source.folder / TOKENIZER)
+        data = self._preparation.data
+        return learn_tokenizer(self._preparation.tokenizer, self._choices, _weights(data))
+
+    def _finish(self, works: dict[str, tuple[Crew, SourceWork]], make: Any) -> None:
+        for name, (crew, work) in works.items():
+            with until_finished(crew):
+                work.finish(self._choices[name], shared_tokenizer(crew, make, self._bars))
+
+
+def _weights(data: DataConfig) -> dict[str, float]:
+    """Return the weight of each source of a mixture that has any."""
+    if not isinstance(data, MixtureDataConfig):
+        return {}
+    return {name: s.weight for name, s in data.sources.items() if s.weight is not None}

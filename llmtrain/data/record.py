@@ -72,17 +72,17 @@ class Shelf:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Hold the files `paths`."""
-        self._paths = list(paths)
+        self.paths = list(paths)
         self._open: OrderedDict[int, RecordReader] = OrderedDict()
 
     def __len__(self) -> int:
         """Return the number of records."""
-        return len(self._paths)
+        return len(self.paths)
 
     def __getitem__(self, number: int) -> RecordReader:
         """Return record `number`."""
         if number not in self._open:
-            self._open[number] = RecordReader(self._paths[number])
+            self._open[number] = RecordReader(self.paths[number])
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)

@@ -11,84 +11,88 @@
 Between stages every process computes the same plan from the same records.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.progress import Progress
 
 from llmtrain.config.groups.data import DataConfig
-from llmtrain.data.choose import Choice, choose_documents
+from llmtrain.data.choose import Choice, Earlier, choose_documents
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.crew import Crew, Tick
-from llmtrain.data.dedup import Digests
 from llmtrain.data.encode import encode_documents
 from llmtrain.data.gather import ShardPlan
-from llmtrain.data.manifest import MANIFEST, FileCheck, Manifest, Shard, dtype_for
+from llmtrain.data.manifest import FileCheck, Manifest, Shard, dtype_for
 from llmtrain.data.part import Part
+from llmtrain.data.publish import (
+    DIGESTS,
+    REPORT,
+    TOKENIZER,
+    json_bytes,
+    publish,
+    written_digests,
+)
 from llmtrain.data.reading import ReadCounts, read_and_clean
 from llmtrain.data.record import Record, RecordReader
 from llmtrain.data.shard import write_file
 from llmtrain.data.source import list_parts
-from llmtrain.durable import sync_folder
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.base import Tokenizer
-from llmtrain.tokenizer.build import load_tokenizer
-
-REPORT = "report.json"
-TOKENIZER = "tokenizer.json"
-DIGESTS = "digests.bin"
-"""The content hash of every document, 16 bytes each, ascending: for sources that come later."""
 
 
 class SourceWork:
     """The stages of one source."""
 
-    def __init__(
-        self, crew: Crew, data: DataConfig, digest: str, earlier: Digests, bars: Progress
-    ) -> None:
+    def __init__(self, crew: Crew, data: DataConfig, digest: str, bars: Progress) -> None:
         """Set up the work.
 
         Args:
             crew: Joined.
             data: The source's settings.
             digest: Of everything that decides what the folder holds.
-            earlier: Content hashes of the documents of sources before it.
             bars: Show how far it is.
         """
         self._crew = crew
         self._data = data
         self._digest = digest
-        self._earlier = earlier
         self._bars = bars
 
-    def choose(self) -> Choice:
+    def choose(self, earlier: Earlier, unread: Sequence[DataConfig] = ()) -> Choice:
         """Read, clean, and choose which documents stay, and where.
+
+        Args:
+            earlier: What the sources before this one have kept.
+            unread: Those of them whose documents are not in `earlier.records`, and are needed.
 
         Raises:
             DataError: an input cannot be used, or nothing is left.
             FinishedError: the folder is there.
         """
-        listed = self._crew.once("list", self._list)
-        parts = [Part.from_facts(part) for part in RecordReader(listed).facts["parts"]]
-        tick = self._bar("read and clean", [part.bytes for part in parts])
-        read = self._crew.each(
-            "read", len(parts), lambda number: read_and_clean(self._data, parts[number]), tick
+        sources = [self._data, *unread]
+        listed = self._crew.once("list", lambda: _list(sources))
+        own, *others = RecordReader(listed).facts["parts"]
+        read = self._read("read", [(self._data, part) for part in own])
+        before = [
+            (source, part) for source, found in zip(unread, others, strict=True) for part in found
+        ]
+        earlier = earlier.add(earlier.digests[:0], self._read("before", before))
+        return Choice(read, self._crew.once("choose", lambda: self._choose(read, earlier)))
+
+    def _read(self, stage: str, parts: Sequence[tuple[DataConfig, dict[str, Any]]]) -> list[Path]:
+        found = [(source, Part.from_facts(part)) for source, part in parts]
+        tick = self._bar("read and clean", [part.bytes for _, part in found]) if found else None
+        return self._crew.each(
+            stage, len(found), lambda number: read_and_clean(*found[number]), tick
         )
-        return Choice(read, self._crew.once("choose", lambda: self._choose(read)))
 
-    def _list(self) -> Record:
-        return Record({"parts": [asdict(part) for part in list_parts(self._data)]})
-
-    def _choose(self, read: Sequence[Path]) -> Record:
+    def _choose(self, read: Sequence[Path], earlier: Earlier) -> Record:
         counts = ReadCounts.collect(self._data, (RecordReader(path).facts for path in read))
         if not any(len(RecordReader(path).array("sizes")) for path in read):
             raise DataError(counts.nothing_left(self._data))
-        chosen = choose_documents(read, self._data, self._earlier, self._crew.folder, self._bars)
+        chosen = choose_documents(read, self._data, earlier, self._crew.folder, self._bars)
         report = chosen.facts["report"]
         report["documents"] = {"read": counts.read} | report["documents"]
         chosen.facts["report"] = {
@@ -100,25 +104,12 @@ class SourceWork:
         }
         return chosen
 
-    def tokenizer(self, make: Callable[[], Tokenizer]) -> Tokenizer:
-        """Return the tokenizer; one process makes it, all load it.
-
-        Raises:
-            DataError: it cannot be made.
-            FinishedError: the folder is there.
-        """
-        self._crew.once("tokenizer", lambda: self._keep_tokenizer(make))
-        return load_tokenizer(self._crew.out / TOKENIZER)
-
-    def _keep_tokenizer(self, make: Callable[[], Tokenizer]) -> Record:
-        self._bars.add_task("train tokenizer", total=None)
-        path = self._crew.out / TOKENIZER
-        make().save(path)
-        check = write_file(path, path.read_bytes())  # once more, to the disk
-        return Record({"files": {TOKENIZER: asdict(check)}})
-
     def finish(self, choice: Choice, tokenizer: Tokenizer) -> None:
         """Encode, write the shards and the rest, and make the folder real.
+
+        Args:
+            choice: What `choose` returned.
+            tokenizer: What `shared_tokenizer` returned for this crew.
 
         Raises:
             FinishedError: always: the folder is there.
@@ -153,8 +144,8 @@ class SourceWork:
         files = {TOKENIZER: _check(self._crew.folder / "tokenizer" / f"{0:08d}")[TOKENIZER]}
         for path in written:
             files |= _check(path)
-        files[DIGESTS] = write_file(out / DIGESTS, _digests(choice))
-        files[REPORT] = write_file(out / REPORT, _json(_report(choice, shards, tokenizer)))
+        files[DIGESTS] = write_file(out / DIGESTS, written_digests(choice).tobytes())
+        files[REPORT] = write_file(out / REPORT, json_bytes(_report(choice, shards, tokenizer)))
         manifest = Manifest(
             dtype=dtype_for(tokenizer.vocab_size).name,
             settings_hash=self._digest,
@@ -165,14 +156,7 @@ class SourceWork:
             splits=shards,
             files=files,
         )
-        write_file(out / MANIFEST, _json(manifest.to_json()))
-        for left in out.iterdir():
-            if left.name not in {*files, MANIFEST}:
-                left.unlink()  # of a process that was killed while it wrote
-        sync_folder(out)
-        out.rename(self._crew.final)
-        sync_folder(self._crew.final.parent)
-        return Record()
+        return publish(self._crew, files, manifest.to_json())
 
     def _bar(self, name: str, sizes: Sequence[int]) -> Tick:
         """Return what moves a bar by the `sizes` of the units that are done."""
@@ -199,17 +183,11 @@ def _report(choice: Choice, shards: dict[str, list[Shard]], tokenizer: Tokenizer
     }
 
 
-def _digests(choice: Choice) -> bytes:
-    written = np.concatenate(list(choice.orders.values()))
-    halves = choice.corpus.digests()[written].view(">u8").reshape(-1, 2)
-    return halves[np.lexsort((halves[:, 1], halves[:, 0]))].tobytes()
-
-
 def _check(path: Path) -> dict[str, FileCheck]:
     """Return what the files of a record must be."""
     files = RecordReader(path).facts["files"]
     return {name: FileCheck(**check) for name, check in files.items()}
 
 
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+def _list(sources: Sequence[DataConfig]) -> Record:
+    return Record({"parts": [[asdict(p) for p in list_parts(source)] for source in sources]})

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from llmtrain.config.groups.data import DataConfig
 from llmtrain.config.groups.tokenizer import TokenizerConfig
-from llmtrain.data.prepare import THREADS_ENV, Preparation
+from llmtrain.data.learn import THREADS_ENV
+from llmtrain.data.prepare import Preparation
 from llmtrain.errors import UserError
 from llmtrain.lifeline import die_with_parent
 from llmtrain.machine import usable_cores

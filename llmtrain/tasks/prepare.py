@@ -25,15 +25,25 @@ def run_prepare(config: PrepareConfig) -> int:
     if config.json:
         print(json.dumps({"folder": str(folder), **report}))
         return EXIT_OK
-    cleaning = report.pop("clean")
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    _add_rows(table, report, "")
     console = make_console()
-    console.print(table)
-    _print_cleaning(console, cleaning)
+    for name, source in report.pop("sources", {}).items():
+        console.print(f"[bold underline]{escape(name)}[/]")
+        _print_report(console, source)
+    if "clean" not in report:
+        console.print("[bold underline]all sources[/]")
+    _print_report(console, report)
     # Not in the table, which would cut a path that is wider than the terminal.
     console.print(f"folder: {folder}", soft_wrap=True, highlight=False, markup=False)
     return EXIT_OK
+
+
+def _print_report(console: Console, report: dict[str, Any]) -> None:
+    cleaning = report.pop("clean", {})
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    _add_rows(table, report, "")
+    console.print(table)
+    if cleaning:
+        _print_cleaning(console, cleaning)
 
 
 def _add_rows(table: Table, values: dict[str, object], prefix: str) -> None:

@@ -156,7 +156,7 @@ def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console)
             kind = "refused" if isinstance(error, UserError) else "failed"
             if info.replica is None or kind == "refused":
                 # Else this replica is started again, and prepares for the others who wait.
-                share_text(store, "preparing", "null")
+                share_text(store, "preparing", "false")
                 share_text(store, "prepared", json.dumps({kind: str(error)}))
             raise
         share_text(store, "prepared", json.dumps({"folder": str(folder)}))
@@ -177,8 +177,7 @@ def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console)
 def _prepare(run: RunConfig, store: Store, console: Console) -> Path:
     preparation = Preparation.plan(run.data, run.tokenizer)
     done = preparation.is_done()
-    work = None if done else {"digest": preparation.digest, "folder": str(preparation.folder)}
-    share_text(store, "preparing", json.dumps(work))
+    share_text(store, "preparing", json.dumps(not done))
     if not done:
         run_with_help(preparation, console)
     return preparation.folder
@@ -186,9 +185,6 @@ def _prepare(run: RunConfig, store: Store, console: Console) -> Path:
 
 def _help_prepare(run: RunConfig, store: Store) -> None:
     """Let this machine help rank 0's, which sees the same errors and says so."""
-    work = json.loads(share_text(store, "preparing", None))
-    if work is None:
-        return
-    preparation = Preparation(run.data, run.tokenizer, work["digest"], Path(work["folder"]))
-    with contextlib.suppress(UserError):
-        run_with_help(preparation, None)
+    if json.loads(share_text(store, "preparing", None)):
+        with contextlib.suppress(UserError):
+            run_with_help(Preparation.plan(run.data, run.tokenizer), None)

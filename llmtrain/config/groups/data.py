@@ -18,7 +18,7 @@ class DataConfig:
     """What every source has."""
 
     name: str
-    """shakespeare | text | jsonl | csv | parquet | huggingface | synthetic."""
+    """shakespeare | text | jsonl | csv | parquet | huggingface | synthetic | mixture."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     """Cleaning rules."""
     dedup: str = "exact"

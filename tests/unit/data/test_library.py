@@ -9,9 +9,9 @@ import pytest
 
 from llmtrain.config.groups.clean import CleanConfig
 from llmtrain.config.groups.data import ShakespeareDataConfig, TextDataConfig
-from llmtrain.data import cache
 from llmtrain.data.library import CLEANING, SKETCHES, check_libraries, library_versions
 from llmtrain.data.locate import check_source
+from llmtrain.data.prepare import Preparation
 from llmtrain.errors import ConfigError, DataError
 from tests.unit.data.conftest import Prepare
 
@@ -51,9 +51,9 @@ def test_other_versions_prepare_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
     near = TextDataConfig(path=str(tmp_path), dedup="near")
     plain = TextDataConfig(path=str(tmp_path))
     cases = (mended, near, plain)
-    before = [cache.settings_hash(data, ByteTokenizerConfig()) for data in cases]
+    before = [Preparation.plan(data, ByteTokenizerConfig()).digest for data in cases]
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "0")
-    after = [cache.settings_hash(data, ByteTokenizerConfig()) for data in cases]
+    after = [Preparation.plan(data, ByteTokenizerConfig()).digest for data in cases]
     assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True]
 
 

@@ -1,0 +1,74 @@
+"""What a crew puts into a folder beside its shards, and how the folder becomes real."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from llmtrain.data.choose import Choice
+from llmtrain.data.crew import Crew
+from llmtrain.data.dedup import Digests
+from llmtrain.data.manifest import MANIFEST, FileCheck
+from llmtrain.data.record import Record
+from llmtrain.data.shard import write_file
+from llmtrain.durable import sync_folder
+from llmtrain.tokenizer.base import Tokenizer
+from llmtrain.tokenizer.build import load_tokenizer
+
+REPORT = "report.json"
+TOKENIZER = "tokenizer.json"
+DIGESTS = "digests.bin"
+"""The content hash of every document, 16 bytes each, ascending: for sources that come later."""
+
+
+def shared_tokenizer(crew: Crew, make: Callable[[], Tokenizer], bars: Progress) -> Tokenizer:
+    """Return the tokenizer of the folder of `crew`; one process makes it, all load it.
+
+    Raises:
+        DataError: it cannot be made.
+        FinishedError: the folder is there.
+    """
+    crew.once("tokenizer", lambda: _keep_tokenizer(crew, make, bars))
+    return load_tokenizer(crew.out / TOKENIZER)
+
+
+def _keep_tokenizer(crew: Crew, make: Callable[[], Tokenizer], bars: Progress) -> Record:
+    bars.add_task("train tokenizer", total=None)
+    path = crew.out / TOKENIZER
+    make().save(path)
+    check = write_file(path, path.read_bytes())  # once more, to the disk
+    return Record({"files": {TOKENIZER: asdict(check)}})
+
+
+def written_digests(choice: Choice) -> Digests:
+    """Return the content hash of every document that is written, ascending."""
+    written = np.concatenate(list(choice.orders.values()))
+    digests = choice.corpus.digests()[written]
+    halves = digests.view(">u8").reshape(-1, 2)
+    return digests[np.lexsort((halves[:, 1], halves[:, 0]))]
+
+
+def load_digests(folder: Path) -> Digests:
+    """Return what `written_digests` gave for the finished `folder`."""
+    return np.fromfile(folder / DIGESTS, dtype=np.uint8).reshape(-1, 16)
+
+
+def publish(crew: Crew, files: dict[str, FileCheck], manifest: dict[str, Any]) -> Record:
+    """Write the manifest beside `files`, and make the folder of `crew` real."""
+    write_file(crew.out / MANIFEST, json_bytes(manifest))
+    for left in crew.out.iterdir():
+        if left.name not in {*files, MANIFEST}:
+            left.unlink()  # of a process that was killed while it wrote
+    sync_folder(crew.out)
+    crew.out.rename(crew.final)
+    sync_folder(crew.final.parent)
+    return Record()
+
+
+def json_bytes(content: dict[str, Any]) -> bytes:
+    """Return `content` as the bytes of a file."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

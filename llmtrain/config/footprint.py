@@ -7,8 +7,9 @@ and values. Memory is what one process holds, all its stages together:
                                           by dp_shard x cp (arXiv:1910.02054, section 3)
     activations                           what the backward of a block needs, counted as in
                                           arXiv:2205.05198, equations 1 to 4, without the matrix of
-                                          scores (fused attention makes none), times the
-                                          micro-batches that the schedule keeps alive
+                                          scores (fused attention makes none), and a mask of
+                                          documents in every stage where data.samples has one,
+                                          times the micro-batches that the schedule keeps alive
 
 Not counted: what is allocated for moments (buffers of communication, work space) and by torch.
 """
@@ -234,6 +235,16 @@ class Footprint:
         masks = 2 * dim if model.dropout else 0
         return self._token_bytes(stream=stream, whole=whole, cut=heads + hidden, masks=masks)
 
+    @property
+    def mask_bytes(self) -> float:
+        """Return the bytes of a micro-batch's mask of documents, which all blocks of a stage share.
+
+        Of whole rows: neither cp nor tp cuts it.
+        """
+        if not self.run.data.masks_documents:
+            return 0.0
+        return float(self.micro_batch_size * self.run.model.seq_len**2 * self._product_size)
+
     def _alive(self, rank: int) -> float:
         strategy = self.run.strategy
         return in_flight(
@@ -262,7 +273,7 @@ class Footprint:
         model, owners = self.run.model, self.process_of
         is_first, is_last = rank == owners[0], rank == owners[-1]
         tables = self._vocab * model.dim
-        total = 0.0
+        total = self._alive(rank) * self.stages_per_rank * self.mask_bytes
         states = 2 if self.run.optimizer.name == "muon" else self._states
         if is_first:
             positions = 0 if isinstance(model, LlamaConfig) else model.seq_len * model.dim

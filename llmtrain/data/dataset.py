@@ -2,12 +2,14 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from llmtrain.config.groups.data import SAMPLES
 from llmtrain.data.manifest import load_manifest, mend, verify_files
+from llmtrain.data.packing import NOWHERE, Packing
 from llmtrain.data.shard import ShardReader
 from llmtrain.errors import DataError, require_choice
 from llmtrain.tokenizer.base import Tokenizer
@@ -18,7 +20,17 @@ IGNORED = -100
 
 Ids = npt.NDArray[np.int64]
 
-SAMPLES = ("windows", "documents")
+
+class Rows(NamedTuple):
+    """Some samples, each array (B, seq_len) int64."""
+
+    input_ids: Ids
+    labels: Ids
+    """Shifted: position t of `labels` follows position t of `input_ids`; `IGNORED` where it is not
+    counted."""
+    document_positions: Ids | None
+    """Position of each token in its document, 0 at each start; None where attention goes over the
+    whole row."""
 
 
 class TokenDataset:
@@ -26,7 +38,11 @@ class TokenDataset:
 
     windows: sample i of length T is tokens [i*T, i*T + T], T+1 of them, of all documents end to
     end; neighbours share one token, so every token but the first is a label exactly once.
+    masked_windows: the same tokens, and where each document starts; what follows a separator is
+    not a label.
     documents: sample i is document i and its separator, cut to T+1 tokens or padded.
+    packed: several documents a sample, see `data.packing`; every token but the first of a document
+    is a label exactly once.
     """
 
     def __init__(self, folder: Path, split: str, verify: bool | None = None) -> None:
@@ -53,6 +69,7 @@ class TokenDataset:
         self._starts = _cumulative([s.tokens for s in shards])
         self.n_tokens = int(self._starts[-1])
         self.n_documents = sum(s.documents for s in shards)
+        self._packings: dict[int, Packing] = {}
         for shard, reader in zip(shards, self._readers, strict=True):
             if len(reader.offsets) != shard.documents + 1 or reader.offsets[-1] != shard.tokens:
                 raise DataError(
@@ -75,16 +92,18 @@ class TokenDataset:
 
         Args:
             seq_len: Tokens in a sample.
-            samples: windows | documents.
+            samples: data.samples.
             drop_last: Leave out a last window that is not full; None: in the split `train`.
 
         Raises:
-            ConfigError: `samples` is neither.
+            ConfigError: `samples` is none of them.
             DataError: the split is too small for one sample.
         """
         require_choice("data.samples", samples, SAMPLES)
         if samples == "documents":
             count = self.n_documents
+        elif samples == "packed":
+            count = self.packing(seq_len).n_rows
         elif self.split == "train" if drop_last is None else drop_last:
             count = (self.n_tokens - 1) // seq_len
         else:
@@ -97,15 +116,23 @@ class TokenDataset:
             )
         return count
 
-    def fill(self, index: npt.ArrayLike, seq_len: int, samples: str = "windows") -> tuple[Ids, Ids]:
-        """Return samples `index`, shape (B,), as (input_ids, labels), each (B, seq_len) int64.
+    def packing(self, seq_len: int) -> Packing:
+        """Return how the documents are packed into rows of `seq_len`; computed once for each."""
+        if seq_len not in self._packings:
+            self._packings[seq_len] = Packing(self._documents, seq_len)
+        return self._packings[seq_len]
 
-        `labels` are shifted: position t of `labels` follows position t of `input_ids`. Behind the
-        end of a document (`documents`) or of the split, inputs are the separator and labels
-        `IGNORED`. An index outside the split gives a row of those only.
+    def fill(self, index: npt.ArrayLike, seq_len: int, samples: str = "windows") -> Rows:
+        """Return samples `index`, shape (B,).
+
+        Behind the end of a document (`documents`), of a row's last one (`packed`) or of the split,
+        inputs are the separator and labels `IGNORED`. An index outside the split gives a row of
+        those only.
         """
         require_choice("data.samples", samples, SAMPLES)
         rows = np.atleast_1d(np.asarray(index, dtype=np.int64))
+        if samples == "packed":
+            return self._fill_packed(rows, seq_len)
         if samples == "documents":
             known = (rows >= 0) & (rows < self.n_documents)
             safe = np.where(known, rows, 0)
@@ -119,7 +146,22 @@ class TokenDataset:
         tokens_BT = np.full(place_BT.shape, self.separator_id, dtype=np.int64)
         tokens_BT[inside_BT] = self._gather(place_BT[inside_BT])
         labels_BT = np.where(inside_BT[:, 1:], tokens_BT[:, 1:], IGNORED)
-        return np.ascontiguousarray(tokens_BT[:, :-1]), labels_BT
+        inputs_BT = np.ascontiguousarray(tokens_BT[:, :-1])
+        if samples != "masked_windows":
+            return Rows(inputs_BT, labels_BT, None)
+        ends_BT = inputs_BT == self.separator_id
+        labels_BT[ends_BT] = IGNORED
+        return Rows(inputs_BT, labels_BT, _positions_after(ends_BT))
+
+    def _fill_packed(self, rows: Ids, seq_len: int) -> Rows:
+        place_BT, position_BT = self.packing(seq_len).places(rows)
+        inside_BT = place_BT != NOWHERE
+        places = place_BT[inside_BT]
+        inputs_BT = np.full_like(place_BT, self.separator_id)
+        labels_BT = np.full_like(place_BT, IGNORED)
+        inputs_BT[inside_BT] = self._gather(places)
+        labels_BT[inside_BT] = self._gather(places + 1)
+        return Rows(inputs_BT, labels_BT, position_BT)
 
     def tokens(self, start: int, end: int) -> Ids:
         """Return tokens [start, end) of the split, documents end to end."""
@@ -144,6 +186,14 @@ class TokenDataset:
             for reader, start in zip(self._readers, self._starts, strict=False)
         ]
         return np.concatenate([*parts, self._starts[-1:]])
+
+
+def _positions_after(ends_BT: npt.NDArray[np.bool_]) -> Ids:
+    """Return how far each position is from its row's start or the position after the last end."""
+    place_BT = np.broadcast_to(np.arange(ends_BT.shape[1]), ends_BT.shape)
+    starts_BT = np.zeros_like(place_BT)
+    starts_BT[:, 1:] = np.where(ends_BT[:, :-1], place_BT[:, 1:], 0)
+    return place_BT - np.maximum.accumulate(starts_BT, axis=1)
 
 
 def _cumulative(counts: list[int]) -> Ids:

@@ -6,8 +6,8 @@ micro-batches only cut those rows, so a step sees the same samples however it is
 
 import queue
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -38,30 +38,36 @@ class Batch:
     sample's number; a key for randomness that no layout changes."""
     counted_tokens: int
     """Labels that are counted in the loss. Counted on the CPU: no device is waited for."""
+    document_positions: Tensor | None = None
+    """(B, T) int64: the position of each token in its document, 0 at each start, so that they say
+    which tokens attend to which; None: each row is one document."""
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`; from pinned memory the copy does not wait."""
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.sample_ids.to(device, non_blocking=True),
-            self.counted_tokens,
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def part(self, rank: int, parts: int) -> "Batch":
-        """Return the positions of part `rank` of `parts`; `counted_tokens` stays the whole's."""
+        """Return the positions of part `rank` of `parts`.
+
+        `document_positions` stay the whole rows', for attention, and so do `counted_tokens`.
+        """
         if parts == 1:
             return self
         ids, labels = self.input_ids.chunk(parts, 1)[rank], self.labels.chunk(parts, 1)[rank]
-        return Batch(ids.contiguous(), labels.contiguous(), self.sample_ids, self.counted_tokens)
+        return replace(self, input_ids=ids.contiguous(), labels=labels.contiguous())
 
     def pin(self) -> "Batch":
         """Return the batch in page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        within = self.document_positions
         return Batch(
-            self.input_ids.pin_memory(),
-            self.labels.pin_memory(),
-            self.sample_ids.pin_memory(),
+            change(self.input_ids),
+            change(self.labels),
+            change(self.sample_ids),
             self.counted_tokens,
+            None if within is None else change(within),
         )
 
 
@@ -86,7 +92,7 @@ class Loader:
         Args:
             dataset: The split `train`.
             seq_len: Tokens in a row.
-            samples: windows | documents.
+            samples: data.samples.
             seed: Decides the order of the samples.
             global_batch_size: Rows of a step over all ranks.
             micro_batch_size: Rows of a batch; those of a rank are cut in order.
@@ -244,7 +250,7 @@ class ValidationBatches:
             dp_rank: This rank among those that see different data.
             dp_size: How many see different data.
             max_tokens: Tokens read over all ranks, at most, but one row at least; None: all.
-            samples: windows | documents.
+            samples: data.samples.
             device: Where batches go; None: they stay on the CPU.
 
         Raises:
@@ -283,10 +289,12 @@ def _make_batch(
     seq_len: int,
     samples: str,
 ) -> Batch:
-    input_ids, labels = dataset.fill(index, seq_len, samples)
+    rows = dataset.fill(index, seq_len, samples)
+    within = rows.document_positions
     return Batch(
-        torch.from_numpy(input_ids),
-        torch.from_numpy(labels),
+        torch.from_numpy(rows.input_ids),
+        torch.from_numpy(rows.labels),
         torch.from_numpy(positions),
-        int((labels != IGNORED).sum()),
+        int((rows.labels != IGNORED).sum()),
+        None if within is None else torch.from_numpy(within),
     )

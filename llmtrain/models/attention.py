@@ -34,17 +34,39 @@ class LayerCache:
 def rotary_table(
     positions_T: torch.Tensor, head_dim: int, theta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cos and sin, (T, H/2) fp32, of the rotary angles (arXiv:2104.09864, eq. 15)."""
+    """Return cos and sin, (T, H/2) fp32, of the rotary angles (arXiv:2104.09864, eq. 15).
+
+    Of positions (B, T), one for each sample: (B, T, H/2).
+    """
     exponent = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float64)
     frequency = theta ** -(exponent / head_dim)
-    angle = positions_T.to(torch.float64)[:, None] * frequency
+    angle = positions_T.to(torch.float64)[..., None] * frequency
     return angle.cos().float(), angle.sin().float()
+
+
+def document_mask(document_positions_BT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return what is added to scores, (B, 1, T, T): 0 within a document's past, else -infinity.
+
+    In numbers, not in truth values: torch makes such a copy of those anew in every layer, and keeps
+    it for the backward.
+
+    Args:
+        document_positions_BT: Position of each token in its document; 0 starts the next one.
+        dtype: Of the queries.
+    """
+    document_BT = (document_positions_BT == 0).cumsum(-1)
+    same_BTT = document_BT[:, :, None] == document_BT[:, None, :]
+    T = document_BT.shape[1]
+    order_T = torch.arange(T, device=document_BT.device)
+    seen_BTT = same_BTT & (order_T[:, None] >= order_T[None, :])
+    mask_BTT = torch.zeros(seen_BTT.shape, dtype=dtype, device=document_BT.device)
+    return mask_BTT.masked_fill(~seen_BTT, float("-inf"))[:, None]
 
 
 def rotate(x_BTNH: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Turn each pair (x[i], x[i + H/2]) by its angle: the half-split form of Hugging Face."""
     # Promotion does the arithmetic of bf16 activations in fp32.
-    cos, sin = (table[None, :, None, :] for table in rotary)
+    cos, sin = (table[..., None, :] for table in rotary)
     x1, x2 = x_BTNH.chunk(2, dim=-1)
     turned = torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
     return turned.to(x_BTNH.dtype)
@@ -83,6 +105,7 @@ class CausalSelfAttention(nn.Module):
         x_BTD: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor] | None,
         cache: LayerCache | None = None,
+        mask_B1TT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return (B, T, D).
 
@@ -90,6 +113,7 @@ class CausalSelfAttention(nn.Module):
             x_BTD: Activations.
             rotary: cos and sin of `rotary_table` for these positions; None without rotary.
             cache: Keys and values of earlier positions, extended in place.
+            mask_B1TT: `document_mask` of whole rows; None: every position sees all before it.
         """
         B, T, _ = x_BTD.shape
         # -1: under tensor parallelism a rank holds only some of the heads.
@@ -103,13 +127,13 @@ class CausalSelfAttention(nn.Module):
         if self.exchange is not None:
             q_BTNH, k_BTKH, v_BTKH = map(self.exchange.to_heads, (q_BTNH, k_BTKH, v_BTKH))
         q_BNTH, k_BKTH, v_BKTH = (t.transpose(1, 2) for t in (q_BTNH, k_BTKH, v_BTKH))
-        is_causal = True
+        is_causal = mask_B1TT is None  # which is causal itself
         if cache is not None:
             # With a filled cache only single positions are asked for, and they see all of it.
             is_causal = cache.length == 0 and T > 1
             k_BKTH, v_BKTH = cache.append(k_BKTH, v_BKTH)
         y_BNTH = F.scaled_dot_product_attention(
-            q_BNTH, k_BKTH, v_BKTH, is_causal=is_causal,
+            q_BNTH, k_BKTH, v_BKTH, attn_mask=mask_B1TT, is_causal=is_causal,
             enable_gqa=q_BNTH.shape[1] != k_BKTH.shape[1],
         )  # fmt: skip
         y_BTNH = y_BNTH.transpose(1, 2)

@@ -11,7 +11,12 @@ import torch
 from torch import nn
 
 from llmtrain.config.groups.model import ModelConfig
-from llmtrain.models.attention import CausalSelfAttention, LayerCache, rotary_table
+from llmtrain.models.attention import (
+    CausalSelfAttention,
+    LayerCache,
+    document_mask,
+    rotary_table,
+)
 from llmtrain.models.layers import Dropout
 
 
@@ -40,9 +45,12 @@ class Block(nn.Module):
         rotary: tuple[torch.Tensor, torch.Tensor] | None,
         sample_ids_B: torch.Tensor | None,
         cache: LayerCache | None = None,
+        mask_B1TT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return (B, T, D)."""
-        h_BTD = self.attention(self.attention_norm(x_BTD), rotary=rotary, cache=cache)
+        h_BTD = self.attention(
+            self.attention_norm(x_BTD), rotary=rotary, cache=cache, mask_B1TT=mask_B1TT
+        )
         x_BTD = x_BTD + self.attention_dropout(h_BTD, sample_ids_B, positions_T)
         h_BTD = self.ffn(self.ffn_norm(x_BTD))
         return x_BTD + self.ffn_dropout(h_BTD, sample_ids_B, positions_T)
@@ -167,6 +175,7 @@ class Transformer(nn.Module):
         self,
         input_BT: torch.Tensor,
         sample_ids_B: torch.Tensor | None = None,
+        document_positions_BT: torch.Tensor | None = None,
         cache: list[LayerCache] | None = None,
     ) -> torch.Tensor:
         """Return logits (B, T, V), of a stage that is not the last activations (B, T, D).
@@ -175,26 +184,42 @@ class Transformer(nn.Module):
             input_BT: Token ids; T at most seq_len, the cached positions counted. Of a stage that is
                 not the first: activations (B, T, D).
             sample_ids_B: The number of each sample in the run, for dropout; None without dropout.
+            document_positions_BT: The position of each token in its document, at which it is
+                embedded; attention stays within documents. Of whole rows, whatever part of them
+                `input_BT` is. None: each row is one document.
             cache: One `LayerCache` a block, extended in place; None in training.
         """
         start = cache[0].length if cache else 0
         length = input_BT.shape[1] * (1 if self.is_first else self.part.tp)
         positions_T = self.part.positions(start, length, input_BT.device)
         own_T = self.part.own(positions_T)
-        x_BTD = self._embed(input_BT, own_T, sample_ids_B) if self.is_first else input_BT
-        rotary = None
+        # Dropout's masks are keyed by the place in the row, whatever document it belongs to.
+        placed, own_placed = positions_T, own_T
+        if document_positions_BT is not None:
+            placed, own_placed = (document_positions_BT[:, at] for at in (positions_T, own_T))
+        x_BTD = input_BT
+        if self.is_first:
+            x_BTD = self._embed(input_BT, own_placed, own_T, sample_ids_B)
+        mask = rotary = None
+        if document_positions_BT is not None:
+            mask = document_mask(document_positions_BT, _product_dtype(x_BTD))
         if self.rope_theta is not None:
-            rotary = rotary_table(positions_T, self.head_dim, self.rope_theta)
+            rotary = rotary_table(placed, self.head_dim, self.rope_theta)
         for i, block in enumerate(self.blocks.values()):
-            x_BTD = block(x_BTD, own_T, rotary, sample_ids_B, cache[i] if cache else None)
+            layer_cache = cache[i] if cache else None
+            x_BTD = block(x_BTD, own_T, rotary, sample_ids_B, layer_cache, mask)
         return self.head(self.norm(x_BTD)) if self.is_last else x_BTD
 
     def _embed(
-        self, input_ids_BT: torch.Tensor, positions_T: torch.Tensor, ids_B: torch.Tensor | None
+        self,
+        input_ids_BT: torch.Tensor,
+        placed: torch.Tensor,
+        positions_T: torch.Tensor,
+        ids_B: torch.Tensor | None,
     ) -> torch.Tensor:
         x_BTD = self.embed(input_ids_BT)
         if self.positions is not None:
-            x_BTD = x_BTD + self.positions(positions_T)
+            x_BTD = x_BTD + self.positions(placed)
         return self.embed_dropout(x_BTD, ids_B, positions_T)
 
     def make_cache(self, batch_size: int) -> list[LayerCache]:
@@ -208,3 +233,9 @@ class Transformer(nn.Module):
             )
             for _ in self.blocks
         ]
+
+
+def _product_dtype(x_BTD: torch.Tensor) -> torch.dtype:
+    """Return what matrix products of `x_BTD` are computed in."""
+    device = x_BTD.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BTD.dtype

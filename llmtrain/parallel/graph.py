@@ -71,12 +71,13 @@ class _OpaqueDropout(Dropout):
 class GraphStage(nn.Module):
     """A stage of a traced model; its parameters have the model's names."""
 
-    def __init__(self, graph: Any, samples: str) -> None:
+    def __init__(self, graph: Any, to_all: Sequence[str]) -> None:
         """Wrap a stage.
 
         Args:
             graph: The stage as the tracer gives it.
-            samples: The name of the graph's input that takes sample ids.
+            to_all: The names of the graph's inputs that every stage may use, in the order of
+                `forward`: sample ids, document positions.
         """
         super().__init__()
         # The first stage flattens its inputs as they were when traced; None was none of them.
@@ -84,12 +85,17 @@ class GraphStage(nn.Module):
         graph.recompile()
         self.graph = graph
         inputs = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-        self._takes_samples = [name == samples for name in inputs]
+        self._takes = [to_all.index(name) + 1 if name in to_all else 0 for name in inputs]
 
-    def forward(self, input_BT: Tensor, sample_ids_B: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_BT: Tensor,
+        sample_ids_B: Tensor | None = None,
+        document_positions_BT: Tensor | None = None,
+    ) -> Tensor:
         """Return what `Transformer.forward` does; dropout is off without sample ids."""
-        inputs = (sample_ids_B if samples else input_BT for samples in self._takes_samples)
-        output: Tensor = self.graph(*inputs)
+        given = (input_BT, sample_ids_B, document_positions_BT)
+        output: Tensor = self.graph(*(given[i] for i in self._takes))
         return output
 
 
@@ -113,7 +119,10 @@ def build_traced(
     shapes, whole = build(), build()
     seed_dropout(shapes, run.train.seed)
     n_stages = plan.pp * plan.stages_per_rank
-    traced = trace_stages(shapes, n_stages, plan.micro_batch_size, precision, device)
+    traced = trace_stages(
+        shapes, n_stages, plan.micro_batch_size, precision, device,
+        masks_documents=run.data.masks_documents,
+    )  # fmt: skip
     stages = [traced[i] for i in own]
     named = dict(whole.named_parameters(remove_duplicate=False))
     held = {named[name] for stage in stages for name, _ in stage.graph.named_parameters()}
@@ -134,7 +143,13 @@ def build_traced(
 
 
 def trace_stages(
-    model: Transformer, n_stages: int, rows: int, precision: Precision, device: torch.device
+    model: Transformer,
+    n_stages: int,
+    rows: int,
+    precision: Precision,
+    device: torch.device,
+    *,
+    masks_documents: bool = False,
 ) -> list[GraphStage]:
     """Return the stages of `model`, with fake parameters, none of them tied.
 
@@ -144,6 +159,7 @@ def trace_stages(
         rows: Samples of a micro-batch: a traced graph has one shape.
         precision: Number formats, which the graph has fixed too.
         device: Where the stages will run.
+        masks_documents: Whether they will be given document positions.
 
     Raises:
         ConfigError: when the graph cannot be cut in as many places.
@@ -159,16 +175,18 @@ def trace_stages(
                 fake = nn.Parameter(like(p.shape, dtype=precision.parameter_dtype))
                 module.register_parameter(name, fake)
         ids = like((rows, model.seq_len), dtype=torch.int64)
-        sample_ids = like((rows,), dtype=torch.int64)
+        to_all = [like((rows,), dtype=torch.int64)]
+        if masks_documents:
+            to_all.append(like(ids.shape, dtype=torch.int64))
         stream_BTD = (rows, model.seq_len, model.head.in_features)
         stream = like(stream_BTD, dtype=precision.parameter_dtype)
     mark = partial(_mark, n_stages=n_stages, stream=stream)
     with precision.autocast(device), warnings.catch_warnings():
         # torch 2.13's export copies tree specifications in a way that it has itself deprecated.
         warnings.simplefilter("ignore", FutureWarning)
-        pipe = pipeline(model, (ids, sample_ids), split_policy=mark)
-    inputs = [node.name for node in pipe.split_gm.graph.nodes if node.op == "placeholder"]
-    return [GraphStage(pipe.get_stage_module(i), inputs[1]) for i in range(n_stages)]
+        pipe = pipeline(model, (ids, *to_all), split_policy=mark)
+    _, *names = [node.name for node in pipe.split_gm.graph.nodes if node.op == "placeholder"]
+    return [GraphStage(pipe.get_stage_module(i), names) for i in range(n_stages)]
 
 
 def _mark(module: fx.GraphModule, *, n_stages: int, stream: Tensor) -> fx.GraphModule:
@@ -188,8 +206,8 @@ def _mark(module: fx.GraphModule, *, n_stages: int, stream: Tensor) -> fx.GraphM
         own = [node for i in stage for node in segments[i]]
         with graph.inserting_before(own[0]):
             graph.call_function(torch.ops.pippy._pipe_split.default)
-            # Positions and rotary tables are made anew in every stage instead of sent.
-            copies: dict[fx.Node, fx.Node] = {}
+            # Positions, masks and rotary tables are made anew in every stage instead of sent.
+            copies: dict[fx.Node, fx.Node] = {node: node for node in _to_all(nodes)}
             for node in constants:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
                 # At the top, whatever module made it: a module must stay in one piece.
@@ -203,23 +221,29 @@ def _mark(module: fx.GraphModule, *, n_stages: int, stream: Tensor) -> fx.GraphM
 
 
 def _constants(nodes: list[fx.Node]) -> dict[fx.Node, None]:
-    """Return the nodes that depend on no input and no parameter, in order."""
+    """Return the nodes that depend on no parameter and on no input but those of every stage."""
     constants: dict[fx.Node, None] = {}
+    free = set(_to_all(nodes))
     for node in nodes:
-        if node.op == "call_function" and all(n in constants for n in node.all_input_nodes):
+        if node.op == "call_function" and free.issuperset(node.all_input_nodes):
             constants[node] = None
+            free.add(node)
     return constants
+
+
+def _to_all(nodes: list[fx.Node]) -> list[fx.Node]:
+    """Return the inputs that every stage is given: all but the first."""
+    return [node for node in nodes if node.op == "placeholder"][1:]
 
 
 def _places(nodes: list[fx.Node], constants: dict[fx.Node, None], stream: Tensor) -> list[int]:
     """Return the numbers of the nodes before which the graph can be cut.
 
-    Only one value may pass: one like `stream`. Sample ids pass too, for every stage is given them.
+    Only one value may pass: one like `stream`.
     """
     number = {node: i for i, node in enumerate(nodes)}
     last_use = {node: max((number[user] for user in node.users), default=-1) for node in nodes}
-    sample_ids = [node for node in nodes if node.op == "placeholder"][1]
-    free = {sample_ids, *constants, *(node for node in nodes if node.op == "get_attr")}
+    free = {*_to_all(nodes), *constants, *(node for node in nodes if node.op == "get_attr")}
     places: dict[fx.Node, int] = {}
     alive: list[fx.Node] = []
     for i, node in enumerate(nodes):

@@ -12,7 +12,7 @@ torch.distributed.pipelining's stages and schedules run it; `parallel.stages` cu
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -125,7 +125,7 @@ class Pipeline:
         )  # fmt: skip
 
     def train(
-        self, ids: Tensor, labels: Tensor, sample_ids: Tensor, **keywords: float
+        self, ids: Tensor, labels: Tensor, to_all: Mapping[str, Tensor], **keywords: float
     ) -> list[Tensor]:
         """Run forward and backward of a step; return the losses, on the last stage's rank.
 
@@ -134,7 +134,7 @@ class Pipeline:
         Args:
             ids: Token ids of all micro-batches, (M * B, T).
             labels: Their labels.
-            sample_ids: Their sample ids.
+            to_all: What every stage takes beside what it is passed, by argument; (M * B, ...) each.
             keywords: Passed on to the loss.
         """
         losses: list[Tensor] = []
@@ -145,7 +145,7 @@ class Pipeline:
             losses=losses if last else None,
             return_outputs=False,
             loss_kwargs=keywords,
-            sample_ids_B=sample_ids,
+            **to_all,
         )
         return [loss.detach() for loss in losses]
 
@@ -164,14 +164,20 @@ class Pipeline:
         return replayed_bubble(order, plan.pp * plan.stages_per_rank)
 
     @torch.no_grad()
-    def evaluate(self, ids: Tensor, labels: Tensor, **keywords: float) -> list[Tensor]:
+    def evaluate(
+        self, ids: Tensor, labels: Tensor, to_all: Mapping[str, Tensor], **keywords: float
+    ) -> list[Tensor]:
         """Run forwards alone; return the losses, on the last stage's rank. Collective over pp.
+
+        Arguments are those of `train`.
 
         Stage after stage, each with all its micro-batches. Written out because torch's
         `schedule.eval` fails for V-shaped schedules (2.13), and prepares all its buffers anew at
         each change between training and evaluation.
         """
         chunks = list(ids.split(self._shape[0]))
+        split = {name: tensor.split(self._shape[0]) for name, tensor in to_all.items()}
+        beside = [{name: parts[i] for name, parts in split.items()} for i in range(len(chunks))]
         sends: list[Any] = []
         losses = []
         for stage, place in zip(self._stages, self._places, strict=True):
@@ -184,9 +190,9 @@ class Pipeline:
                     # Messages between two ranks pass in one queue (NCCL): what is sent must not
                     # stand before what the other side is still to send.
                     given_from = list(given_from)
-            for given in given_from:
+            for given, also in zip(given_from, beside, strict=True):
                 with self._autocast():
-                    passed.append(stage(given))
+                    passed.append(stage(given, **also))
                 if not place.is_last and after != self._rank:
                     sends.append(dist.isend(passed[-1], group=self._group, group_dst=after))
             chunks = passed  # what the next stage takes, if it is here

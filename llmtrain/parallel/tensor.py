@@ -97,7 +97,8 @@ def _styles(*, sequence_parallel: bool, split_kv: bool) -> dict[str, ParallelSty
     stream = Shard(1) if sequence_parallel else Replicate()
     return {
         "vocab": RowwiseParallel(input_layouts=Replicate(), output_layouts=stream),
-        "positions": SequenceParallel(sequence_dim=0, use_local_output=True)
+        # Their last dimension, with one row for all samples or one for each.
+        "positions": SequenceParallel(sequence_dim=-1, use_local_output=True)
         if sequence_parallel
         else None,
         "sequence": SequenceParallel() if sequence_parallel else None,

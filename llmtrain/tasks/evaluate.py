@@ -53,7 +53,8 @@ def run_evaluate(config: EvaluateConfig) -> int:
 
     def loss_of(batch: Batch) -> torch.Tensor:
         with precision.autocast(info.device):
-            return token_loss_sum(trained.model(batch.input_ids), batch.labels)
+            logits = trained.model(batch.input_ids, document_positions_BT=batch.document_positions)
+            return token_loss_sum(logits, batch.labels)
 
     try:
         result = evaluate(

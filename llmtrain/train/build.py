@@ -101,8 +101,7 @@ def _assemble(
     mesh = build_mesh(own, info.device.type)
     if info.is_main and info.restart == 0:
         plan.save(run_dir / paths.PLAN)
-        tokens = f"{train_set.n_tokens:,} + {val_set.n_tokens:,} tokens"
-        _tell(console, run, plan, f"{run.data.name}, {tokens}, {prepared}", run_dir)
+        _tell(console, run, plan, f"{_described(run, train_set, val_set)}, {prepared}", run_dir)
     model = apply_parallel(
         lambda: build_model(run.model, vocab_size), run, own, mesh, info.device,
         reduces_gradients=reduces_gradients(run.sync),
@@ -130,6 +129,15 @@ def _assemble(
     )
     restore(parts, console)
     return parts
+
+
+def _described(run: RunConfig, train_set: TokenDataset, val_set: TokenDataset) -> str:
+    """Return in a line what is trained on."""
+    words = f"{run.data.name}, {train_set.n_tokens:,} + {val_set.n_tokens:,} tokens"
+    if run.data.samples == "packed":
+        packing = train_set.packing(run.model.seq_len)
+        words += f", {packing.n_rows:,} packed rows ({packing.padding_ratio:.2%} padding)"
+    return words
 
 
 def _tell(console: Console, run: RunConfig, plan: Plan, data: str, run_dir: Path) -> None:

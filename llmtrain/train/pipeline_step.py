@@ -78,8 +78,9 @@ class PipelineStep:
             for name in ("input_ids", "labels", "sample_ids")
         )
         losses = self._pipeline.train(
-            ids, labels, sample_ids, scale=scale, label_smoothing=self._label_smoothing
-        )
+            ids, labels, {"sample_ids_B": sample_ids, **_documents(own)},
+            scale=scale, label_smoothing=self._label_smoothing,
+        )  # fmt: skip
         self._model.finish_grads()
         loss_sum = self._sum(losses) / scale
         return StepResult(loss_sum=loss_sum, tokens=counts.tokens, stop=counts.stop)
@@ -96,7 +97,9 @@ class PipelineStep:
             batch: The rows of all micro-batches of a step.
         """
         own = self._own(batch)
-        losses = self._pipeline.evaluate(own.input_ids, own.labels, scale=1.0, label_smoothing=0.0)
+        losses = self._pipeline.evaluate(
+            own.input_ids, own.labels, _documents([own]), scale=1.0, label_smoothing=0.0
+        )
         return self._sum(losses)
 
     def _own(self, batch: Batch) -> Batch:
@@ -113,6 +116,12 @@ class PipelineStep:
         self, logits: Tensor, labels: Tensor, *, scale: float, label_smoothing: float
     ) -> Tensor:
         return token_loss_sum(logits, labels, label_smoothing, self._model.vocab_part) * scale
+
+
+def _documents(batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Return the document positions of `batches`, where they have any, for every stage."""
+    parts = [b.document_positions for b in batches if b.document_positions is not None]
+    return {"document_positions_BT": torch.cat(parts)} if parts else {}
 
 
 def _columns(vocab_size: int, mesh: Mesh) -> int:

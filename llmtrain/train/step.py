@@ -116,7 +116,9 @@ class SequentialStep:
             batch = self._own(whole)
             with self._model.microbatch(i == len(batches) - 1):
                 with self._precision.autocast(self._device):
-                    logits = self._model.forward(batch.input_ids, batch.sample_ids)
+                    logits = self._model.forward(
+                        batch.input_ids, batch.sample_ids, batch.document_positions
+                    )
                     loss = self._loss(logits, batch, self._label_smoothing)
                 (loss * scale).backward()
             loss_sum += loss.detach()
@@ -131,7 +133,10 @@ class SequentialStep:
         """
         batch = self._own(batch)
         with self._precision.autocast(self._device):
-            return self._loss(self._model.module(batch.input_ids), batch, 0.0)
+            logits = self._model.module(
+                batch.input_ids, document_positions_BT=batch.document_positions
+            )
+            return self._loss(logits, batch, 0.0)
 
     def _own(self, batch: Batch) -> Batch:
         return batch.part(self._mesh.rank("cp"), self._mesh.size("cp"))

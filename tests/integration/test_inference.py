@@ -31,7 +31,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_run(
         tmp_path_factory.mktemp("inference") / "run", "train.steps=30", "train.eval_every_steps=10",
         "train.eval_tokens=null", "train.precision=fp32", "optimizer.lr=0.01",
-        "checkpoint.keep_last=3",
+        "checkpoint.keep_last=3", "data.samples=packed",
     )  # fmt: skip
     train_frozen(folder)
     prepared = json.loads(llmtrain("prepare", *SYNTHETIC, "tokenizer=byte", "json=true"))["folder"]

@@ -31,11 +31,17 @@ steps leave no trace."""
 
 LLAMA = ("model=llama_tiny", "model.dim=32", "model.n_heads=4", "model.seq_len=16")
 
+PACKED = ("data.samples=packed", "model.seq_len=40")
+"""Rows of two to four whole documents; 9 % of their positions are padding."""
+
 MODELS = {
     "gpt": ("model.bias=true", "model.tie_embeddings=true"),
     "gpt untied": ("model.tie_embeddings=false", "train.label_smoothing=0.1"),
     "llama": (*LLAMA, "model.n_kv_heads=2"),
     "llama tied": (*LLAMA, "model.n_kv_heads=2", "model.tie_embeddings=true"),
+    "gpt packed": ("model.bias=true", "model.tie_embeddings=true", *PACKED),
+    "llama packed": (*LLAMA, "model.n_kv_heads=2", *PACKED),
+    "gpt masked": ("model.tie_embeddings=true", *PACKED, "data.samples=masked_windows"),
 }
 
 
@@ -190,6 +196,31 @@ EIGHT = [
 ]
 
 
+PACKED_TWO = [
+    "strategy=data" + M2,
+    "strategy=data strategy.zero=3" + M2,
+    "strategy=model",
+    HYBRID + "1 strategy.cp=2" + M2,
+    "strategy=pipeline" + M2,
+    GRAPH + "1F1B" + M2,
+]
+
+PACKED_LONG = [
+    "strategy=model strategy.sequence_parallel=false" + M2,
+    "strategy=pipeline strategy.schedule=ZBVZeroBubble" + M2,
+    "strategy=pipeline strategy.schedule=Interleaved1F1B" + M2 + COMPILE,
+    "strategy=data strategy.zero=3" + M2 + FULL,
+    "strategy=model" + COMPILE,
+    HYBRID + "1 strategy.cp=2" + M2 + SELECTIVE,
+]
+
+PACKED_FOUR = [
+    HYBRID + "2 strategy.cp=2",
+    HYBRID + "1 strategy.cp=2 strategy.pp=2 strategy.schedule=Interleaved1F1B" + M2,
+    HYBRID + "2 strategy.zero=3 strategy.dp_shard=2" + M2,
+]
+
+
 def _cells(world_size: int, layouts: list[str], *models: str, slow: bool = False) -> list[object]:
     """Each layout with its turn of `models`; with all the others it is slow."""
     cells = []
@@ -216,6 +247,10 @@ def _cells(world_size: int, layouts: list[str], *models: str, slow: bool = False
         *_cells(4, FOUR_LONG, "gpt", "llama tied", slow=True),
         *_cells(2, TWO_LONG, "gpt", "llama", slow=True),
         *_cells(4, SPLIT, "llama", "gpt untied", slow=True),
+        *_cells(2, PACKED_TWO, "gpt packed", "llama packed"),
+        *_cells(2, PACKED_LONG, "gpt packed", "llama packed", slow=True),
+        *_cells(4, PACKED_FOUR, "gpt packed", "llama packed", slow=True),
+        *_cells(2, TWO[2:6], "gpt masked", slow=True),
         pytest.param(
             "llama tied", SPLIT[-1], 4, marks=pytest.mark.slow, id="4 processes, tied over a V"
         ),

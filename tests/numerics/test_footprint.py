@@ -61,15 +61,18 @@ def test_every_weight_is_counted(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("words", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("samples", ["windows", "packed"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 0.01), ("bf16", 0.02)])
 def test_what_a_block_keeps_for_its_backward(
-    words: tuple[str, ...], precision: str, tolerance: float
+    words: tuple[str, ...], precision: str, tolerance: float, samples: str
 ) -> None:
     """Against the tensors that autograd saves in a real forward.
 
-    Not modelled are a norm's statistics and attention's log-sum-exp.
+    Not modelled are a norm's statistics and attention's log-sum-exp. A mask of documents is kept
+    once for all blocks.
     """
-    footprint, model = _footprint(words, precision=precision)
+    footprint, model = _footprint((*words, f"data.samples={samples}"), precision=precision)
+    documents = torch.arange(64).remainder(20).expand(4, -1) if samples == "packed" else None
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     blocks = list(model.blocks.items())
     saved: dict[int, torch.UntypedStorage] = {}
@@ -84,13 +87,19 @@ def test_what_a_block_keeps_for_its_backward(
         saved.clear()
         hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
         with hooks, Precision(precision).autocast(torch.device("cpu")):
-            output = model(torch.zeros((4, 64), dtype=torch.int64), torch.arange(4))
+            output = model(torch.zeros((4, 64), dtype=torch.int64), torch.arange(4), documents)
         assert output.requires_grad
         return sum(storage.nbytes() for storage in saved.values())
 
     measured = measure(4) - measure(3)
     modelled = footprint.kept_bytes("none") + footprint.cast_bytes(footprint.matrices)
     assert modelled == pytest.approx(measured, rel=tolerance)
+    plain, _ = _footprint(words, precision=precision)
+    mask = footprint.bytes_of(0, 4) - plain.bytes_of(0, 4)
+    assert mask == footprint.mask_bytes
+    masked, documents = measure(4), None
+    # Beside it: the samples' own positions and rotary tables, 8 + 2 * 4 * 16 / 2 bytes a token.
+    assert 0 <= masked - measure(4) - mask <= 4 * 64 * (8 + 64) * (samples == "packed")
 
 
 def test_a_model_without_an_order_of_its_parts_is_traced_instead() -> None:

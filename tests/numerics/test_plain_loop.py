@@ -102,7 +102,7 @@ def _validation_loss(model: PlainGPT, dataset: TokenDataset, seq_len: int = 64) 
     windows = (dataset.n_tokens - 1) // seq_len
     for first in range(0, windows, 256):
         ids, labels = map(
-            torch.from_numpy, dataset.fill(range(first, min(first + 256, windows)), seq_len)
+            torch.from_numpy, dataset.fill(range(first, min(first + 256, windows)), seq_len)[:2]
         )
         loss = F.cross_entropy(model(ids).flatten(0, 1), labels.flatten(), reduction="sum")
         total, count = total + loss.item(), count + labels.numel()

@@ -6,6 +6,8 @@ from llmtrain.config.groups.clean import CleanConfig
 from llmtrain.config.groups.dedup import NearConfig
 from llmtrain.errors import require, require_choice
 
+SAMPLES = ("windows", "masked_windows", "documents", "packed")
+
 OLD_DEDUP = {True: "exact", False: "none"}
 """What `data.dedup` was in configurations written before it had three values."""
 
@@ -38,8 +40,9 @@ class DataConfig:
     shard_tokens: int = 100_000_000
     """Tokens in one shard file, about."""
     samples: str = "windows"
-    """windows: seq_len tokens each, across documents | documents: one document each, truncated or
-    padded; padding is never counted in the loss."""
+    """windows: seq_len tokens each, across documents | masked_windows: the same, attention stays
+    within each document | documents: one document each, truncated or padded | packed: several whole
+    documents each, attention stays within each; padding is never counted in the loss."""
     cache_dir: str | None = None
     """Where prepared data is kept; null: $LLMTRAIN_CACHE, else ~/.cache/llmtrain."""
     processes: int | None = None
@@ -55,13 +58,18 @@ class DataConfig:
             f"data.max_document_bytes={self.max_document_bytes} must be at least 1024.",
         )
         require_choice("data.shard_mode", self.shard_mode, ("random", "ordered", "hash"))
-        require_choice("data.samples", self.samples, ("windows", "documents"))
+        require_choice("data.samples", self.samples, SAMPLES)
         require(0 < self.val_ratio < 1, f"data.val_ratio={self.val_ratio} must be in (0, 1).")
         require(
             self.processes is None or self.processes > 0,
             f"data.processes={self.processes} must be positive, or null for one a core.",
         )
         require(self.shard_tokens > 0, f"data.shard_tokens={self.shard_tokens} must be positive.")
+
+    @property
+    def masks_documents(self) -> bool:
+        """Whether attention stays within each document of a row."""
+        return self.samples in ("masked_windows", "packed")
 
 
 def _check_dedup(value: str) -> None:

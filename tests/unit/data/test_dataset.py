@@ -29,7 +29,7 @@ def test_windows_are_the_stream(dataset: TokenDataset) -> None:
     stream = dataset.tokens(0, dataset.n_tokens)
     assert np.count_nonzero(stream == dataset.separator_id) == dataset.n_documents
     rows = np.random.default_rng(0).permutation(dataset.n_samples(33))
-    inputs, labels = dataset.fill(rows, 33)
+    inputs, labels, _ = dataset.fill(rows, 33)
     assert inputs.dtype == labels.dtype == np.int64
     for row, number in enumerate(rows):
         assert np.array_equal(inputs[row], stream[number * 33 : number * 33 + 33])
@@ -40,15 +40,15 @@ def test_the_last_window_is_padded_with_ignored_labels(dataset: TokenDataset) ->
     seq_len = 1000
     count = dataset.n_samples(seq_len, drop_last=False)
     stream = dataset.tokens(0, dataset.n_tokens)
-    _, labels = dataset.fill(np.arange(count), seq_len)
+    _, labels, _ = dataset.fill(np.arange(count), seq_len)
     assert np.array_equal(labels[labels != IGNORED], stream[1:])
-    inputs, labels = dataset.fill([count, -1], seq_len)
+    inputs, labels, _ = dataset.fill([count, -1], seq_len)
     assert (inputs == dataset.separator_id).all()
     assert (labels == IGNORED).all()
 
 
 def test_documents_start_at_their_start(dataset: TokenDataset) -> None:
-    inputs, labels = dataset.fill(np.arange(dataset.n_documents), 400, "documents")
+    inputs, labels, _ = dataset.fill(np.arange(dataset.n_documents), 400, "documents")
     found = set()
     for row in range(dataset.n_documents):
         counted = labels[row] != IGNORED
@@ -63,7 +63,7 @@ def test_documents_start_at_their_start(dataset: TokenDataset) -> None:
 def test_long_documents_are_cut(dataset: TokenDataset) -> None:
     short = dataset.fill(np.arange(5), 20, "documents")
     long = dataset.fill(np.arange(5), 400, "documents")
-    for part, whole in zip(short, long, strict=True):
+    for part, whole in zip(short[:2], long[:2], strict=True):
         assert part.shape == (5, 20)
         assert np.array_equal(part, whole[:, :20])
 
@@ -88,7 +88,7 @@ def test_a_shard_without_documents(prepare_texts: Prepare) -> None:
     sizes = [path.stat().st_size for path in folder.glob("train-*.bin")]
     assert 0 in sizes
     dataset = TokenDataset(folder, "train")
-    inputs, _ = dataset.fill(np.arange(dataset.n_samples(50)), 50)
+    inputs, _, _ = dataset.fill(np.arange(dataset.n_samples(50)), 50)
     assert np.array_equal(inputs.ravel(), dataset.tokens(0, inputs.size))
 
 
@@ -106,5 +106,5 @@ def test_every_token_is_a_label_once(
         documents=6, words_per_document=30, shard_tokens=shard_tokens, cache_dir=cache
     )
     dataset = TokenDataset(prepare(config, ByteTokenizerConfig()), "validation")
-    _, labels = dataset.fill(np.arange(dataset.n_samples(seq_len)), seq_len)
+    _, labels, _ = dataset.fill(np.arange(dataset.n_samples(seq_len)), seq_len)
     assert np.array_equal(labels[labels != IGNORED], dataset.tokens(1, dataset.n_tokens))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmtrain.data.dataset import TokenDataset
+from llmtrain.data.dataset import IGNORED, TokenDataset
 from llmtrain.data.loader import Batch, Loader, ValidationBatches
 from llmtrain.errors import ConfigError
 from tests.unit.data.conftest import Prepare, many_texts
@@ -21,11 +21,18 @@ def folder(prepare_texts: Prepare) -> Path:
     return prepare_texts(many_texts(60), shard_tokens=3000, val_ratio=0.2)
 
 
-def make_loader(dataset: TokenDataset, rank: int = 0, size: int = 1, micro: int = 4) -> Loader:
+def make_loader(
+    dataset: TokenDataset,
+    rank: int = 0,
+    size: int = 1,
+    micro: int = 4,
+    samples: str = "windows",
+    seq_len: int = SEQ_LEN,
+) -> Loader:
     return Loader(
         dataset,
-        seq_len=SEQ_LEN,
-        samples="windows",
+        seq_len=seq_len,
+        samples=samples,
         seed=5,
         global_batch_size=GLOBAL_BATCH_SIZE,
         micro_batch_size=micro,
@@ -37,22 +44,31 @@ def make_loader(dataset: TokenDataset, rank: int = 0, size: int = 1, micro: int 
 def join(batches: list[Batch]) -> dict[str, torch.Tensor]:
     return {
         name: torch.cat([getattr(b, name) for b in batches])
-        for name in ("input_ids", "labels", "sample_ids")
+        for name in ("input_ids", "labels", "sample_ids", "document_positions")
+        if getattr(batches[0], name) is not None
     }
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(one[name], other[name]) for name in one)
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("micro", [1, 2, 4])
-def test_a_step_is_the_same_however_it_is_cut(folder: Path, size: int, micro: int) -> None:
+@pytest.mark.parametrize("samples", ["windows", "masked_windows", "packed"])
+def test_a_step_is_the_same_however_it_is_cut(
+    folder: Path, size: int, micro: int, samples: str
+) -> None:
     dataset = TokenDataset(folder, "train")
     for step in (0, 3, 1000):
         first = step * GLOBAL_BATCH_SIZE
-        whole = join(make_loader(dataset, micro=16).load(first))
-        ranks = [make_loader(dataset, rank, size, micro).load(first) for rank in range(size)]
+        whole = join(make_loader(dataset, micro=16, samples=samples).load(first))
+        assert ("document_positions" in whole) == (samples != "windows")
+        ranks = [
+            # Of a process of its own each: what one computes, another does too.
+            make_loader(TokenDataset(folder, "train"), rank, size, micro, samples).load(first)
+            for rank in range(size)
+        ]
         assert {len(batches) for batches in ranks} == {GLOBAL_BATCH_SIZE // size // micro}
         assert equal(join([batch for batches in ranks for batch in batches]), whole)
         assert whole["sample_ids"].tolist() == list(range(first, first + GLOBAL_BATCH_SIZE))
@@ -63,7 +79,7 @@ def test_rows_are_what_the_sampler_says(folder: Path) -> None:
     loader = make_loader(dataset)
     rows = join(loader.load(7))
     index = loader.sampler.sample(rows["sample_ids"].numpy())
-    inputs, labels = dataset.fill(index, SEQ_LEN)
+    inputs, labels, _ = dataset.fill(index, SEQ_LEN)
     assert np.array_equal(rows["input_ids"].numpy(), inputs)
     assert np.array_equal(rows["labels"].numpy(), labels)
     assert rows["input_ids"].dtype == rows["labels"].dtype == torch.int64
@@ -135,6 +151,29 @@ def test_documents_mode(folder: Path) -> None:
         assert tuple(row) in starts
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_an_epoch_of_packed_rows_has_every_document_once(prepare_texts: Prepare, size: int) -> None:
+    """Whatever the ranks; from the middle of an epoch on as from its start."""
+    texts = {f"{i:02d}.txt": f"{i:02d} " + "word " * (i * 7 % 31) for i in range(40)}
+    dataset = TokenDataset(prepare_texts(texts, shard_tokens=700), "train")
+    seq_len = 200
+    n = dataset.n_samples(seq_len, "packed")
+    found: list[str] = []
+    for first in range(3 * n, 4 * n, GLOBAL_BATCH_SIZE):
+        for rank in range(size):
+            loader = make_loader(dataset, rank, size, samples="packed", seq_len=seq_len)
+            rows = join(loader.load(first))
+            rows = {name: value[rows["sample_ids"] < 4 * n] for name, value in rows.items()}
+            text = rows["input_ids"][rows["labels"] != IGNORED].numpy()
+            starts = rows["document_positions"][rows["labels"] != IGNORED] == 0
+            parts = np.split(text, starts.nonzero().flatten().numpy())[1:]
+            found += [dataset.tokenizer().decode(part) for part in parts]
+    everything = dataset.tokens(0, dataset.n_tokens)
+    ends = np.flatnonzero(everything == dataset.separator_id)
+    documents = np.split(everything, ends + 1)[:-1]
+    assert sorted(found) == sorted(dataset.tokenizer().decode(d[:-1]) for d in documents)
+
+
 def test_sizes_that_do_not_divide(folder: Path) -> None:
     dataset = TokenDataset(folder, "train")
     with pytest.raises(ConfigError, match=r"train\.global_batch_size=16 .* 3"):
@@ -143,7 +182,7 @@ def test_sizes_that_do_not_divide(folder: Path) -> None:
         make_loader(dataset, size=2, micro=3)
 
 
-@pytest.mark.parametrize("samples", ["windows", "documents"])
+@pytest.mark.parametrize("samples", ["windows", "masked_windows", "documents", "packed"])
 @pytest.mark.parametrize(("batch_size", "size"), [(1, 1), (3, 1), (4, 2), (5, 4), (64, 3)])
 def test_validation_counts_every_token_once(
     folder: Path, batch_size: int, size: int, samples: str
@@ -161,10 +200,14 @@ def test_validation_counts_every_token_once(
     assert rows["sample_ids"].unique().numel() == len(order)
     labels = rows["labels"][order]
     counted = labels[labels != -100].numpy()
-    if samples == "windows":
+    if samples in ("masked_windows", "packed"):
+        # All tokens but the first of each document; packed rows have their own order.
+        everything = np.delete(dataset.tokens(0, dataset.n_tokens), dataset._documents[:-1])
+        assert sorted(counted.tolist()) == sorted(everything.tolist())
+    elif samples == "windows":
         assert np.array_equal(counted, dataset.tokens(1, dataset.n_tokens))
     else:
-        _, expected = dataset.fill(range(dataset.n_documents), SEQ_LEN, "documents")
+        _, expected, _ = dataset.fill(range(dataset.n_documents), SEQ_LEN, "documents")
         assert np.array_equal(counted, expected[expected != -100])
 
 

@@ -67,6 +67,7 @@ def huggingface_spans(config: HuggingFaceDataConfig) -> Iterator[Span]:
     Raises:
         DataError: the dataset cannot be had, or has no such split or column.
     """
+    _load.cache_clear()  # it may have changed since another listing
     dataset = _load(_Wanted.of(config))
     where = f"data.path={config.path}"
     if _is_streamed(dataset):
@@ -96,6 +97,10 @@ def huggingface_rows(
     if _is_streamed(dataset):
         yield from _streamed_rows(config, dataset)
         return
+    if len(dataset) < span.end:
+        raise DataError(
+            f"data.path={config.path} has changed while it was being read: start again."
+        )
     rows = dataset.select_columns([key]).select(range(span.start, span.end))
     number = span.first
     for batch in rows.iter(batch_size=_rows_at_once(span.bytes, span.end - span.start)):

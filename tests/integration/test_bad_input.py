@@ -1,6 +1,8 @@
 """Bad input, from the shell: one message that names it and the fix, exit code 2, nothing lost."""
 
+import gzip
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,9 +23,10 @@ def llmtrain(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-def _text(folder: Path, content: bytes) -> str:
-    (folder / "corpus.txt").write_bytes(content)
-    return f"data.path={folder / 'corpus.txt'}"
+def _text(folder: Path, content: bytes, suffix: str = "") -> str:
+    file = folder / f"corpus.txt{suffix}"
+    file.write_bytes(content)
+    return f"data.path={file}"
 
 
 PROSE = b"It was the best of times, it was the worst of times.\n" * 40
@@ -43,6 +46,25 @@ CASES: dict[str, Case] = {
             "data=text", _text(d, PROSE + b"caf\xe9 " + PROSE), "data.errors=strict",
         ],
         ["corpus.txt", "UTF-8", "data.errors=skip"], True,
+    ),
+    "binary file": (
+        lambda d: ["data=text", _text(d, PROSE + b"\0")],
+        ["corpus.txt is not text", "NUL byte at offset 2120"], True,
+    ),
+    "torn gzip": (
+        lambda d: ["data=text", _text(d, gzip.compress(os.urandom(5000))[:3000], ".gz")],
+        ["corpus.txt.gz", "ends in the middle", "gzip -t"], True,
+    ),
+    "broken line, strict": (
+        lambda d: ["data=jsonl", _text(d, b'{"text": "a"}\n{"text":\n'), "data.errors=strict"],
+        ["corpus.txt:2: not JSON"], True,
+    ),
+    "no such column": (
+        lambda d: ["data=csv", _text(d, b"id,body\n1,a\n")],
+        ["no column 'text'", "id, body", "data.text_key"], True,
+    ),
+    "a setting of before": (
+        lambda d: ["data.encoding_errors=strict"], ["is spelt data.errors"], False,
     ),
     "smaller than a window": (
         lambda d: ["data=text", _text(d, PROSE), "model.seq_len=100000"],

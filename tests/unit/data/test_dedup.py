@@ -282,6 +282,10 @@ def test_configurations_of_before_are_read(tmp_path: Path) -> None:
         config = from_dict(PrepareConfig, values, "config.yaml")
         assert config.data.dedup == new
         assert f"dedup: {new}" in to_yaml(config)
+    for old_errors, errors in (("replace", "skip"), ("strict", "strict")):
+        data = {"name": "text", "encoding_errors": old_errors}
+        values = {"data": data, "tokenizer": {"name": "byte"}}
+        assert from_dict(PrepareConfig, values, "config.yaml").data.errors == errors
 
 
 @pytest.mark.parametrize(

@@ -102,5 +102,7 @@ def test_a_quote_left_open(tmp_path: Path) -> None:
     refuses(file, "a.csv:3", "not closed")
     file.write_text('id,text\n1,one\n2,"two\n' + "3,three\n" * 1000)
     refuses(file, "a.csv:3", "quote", "data.max_document_bytes=1024", max_document_bytes=1024)
+    file.write_text("id,text\n" + "3,three\n" * 1000)  # the limit is for one row
+    assert len(texts(file, max_document_bytes=1024)) == 1000
     file.write_text('id,"text\n1,one\n')
     refuses(file, "a.csv:1", "not closed")

@@ -4,10 +4,12 @@ import gzip
 import json
 import os
 import pickle
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from llmtrain.config.groups.data import (
     CsvDataConfig,
     DataConfig,
+    HuggingFaceDataConfig,
     JsonlDataConfig,
     ParquetDataConfig,
     TextDataConfig,
@@ -175,6 +178,18 @@ def test_a_file_that_changes_while_it_is_read(
     else:
         file.write_text({"cut": content[:20], "longer": content * 2}.get(change, content))
     with pytest.raises(DataError, match=f"{file}.*(No such file|has changed while)"):
+        [d for part in parts for d in read_part(config, part, SkipCount())]
+
+
+def test_a_dataset_that_changes(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    config = HuggingFaceDataConfig(path=str(folder))
+    datasets.Dataset.from_dict({"text": ["a"] * 10}).save_to_disk(str(folder))
+    parts = list_parts(config)
+    shutil.rmtree(folder)
+    datasets.Dataset.from_dict({"text": ["b"] * 5}).save_to_disk(str(folder))
+    assert read(config)[0] == ["b"] * 5
+    with pytest.raises(DataError, match="rows has changed while"):
         [d for part in parts for d in read_part(config, part, SkipCount())]
 
 

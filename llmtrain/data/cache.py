@@ -10,6 +10,7 @@ import xxhash
 
 from llmtrain.config.groups.data import DataConfig
 from llmtrain.config.groups.tokenizer import PretrainedTokenizerConfig, TokenizerConfig
+from llmtrain.data.digests import DIGESTS
 from llmtrain.data.library import library_versions
 from llmtrain.data.manifest import VERSION
 from llmtrain.data.source import hash_source
@@ -19,8 +20,8 @@ from llmtrain.tokenizer.pretrained import hash_pretrained
 PREPARE_VERSION = 2
 """Raised whenever the same input and settings would give other shards."""
 
-NOT_CONTENT = ("cache_dir", "samples", "path", "processes")
-"""Settings of the group `data` that change nothing in the shards; `path` counts by its content."""
+NOT_CONTENT = ("cache_dir", "samples", "path", "pattern", "streaming", "processes")
+"""Settings of the group `data` that change nothing in the shards; files count by their content."""
 
 
 def cache_root(data: DataConfig) -> Path:
@@ -53,13 +54,14 @@ def source_settings(data: DataConfig) -> dict[str, Any]:
         ConfigError: a path is not given.
         DataError: an input cannot be read.
     """
+    known = cache_root(data) / DIGESTS
     unused = (*NOT_CONTENT, "near") if data.dedup != "near" else NOT_CONTENT
     return {
         "prepare_version": PREPARE_VERSION,
         "format_version": VERSION,
         "data": {k: v for k, v in asdict(data).items() if k not in unused},
         "libraries": library_versions(data),
-        "source": hash_source(data),
+        "source": hash_source(data, known),
     }
 
 

@@ -15,7 +15,7 @@ from llmtrain.config.groups.data import (
 )
 from llmtrain.data.digests import hash_files
 from llmtrain.data.document import Document
-from llmtrain.data.locate import find_files, is_compressed
+from llmtrain.data.locate import find_files
 from llmtrain.data.part import Part, Span, cut_rows, pack
 from llmtrain.data.row import text_at
 from llmtrain.data.skip import RecordError, SkipCount
@@ -134,14 +134,6 @@ def hash_source(config: DataConfig, known: Path | None = None) -> str:
         # The name of a file may say how the same bytes are to be read.
         digest += "".join(delimiter_of(config, file) for file in files)
     return digest
-
-
-def source_bytes(config: DataConfig) -> int | None:
-    """Return about how many bytes of text a source has, or None where that takes reading."""
-    if config.name not in ("shakespeare", "text", "jsonl"):
-        return None
-    files = find_files(config)
-    return None if any(map(is_compressed, files)) else sum(f.stat().st_size for f in files)
 
 
 def _text_spans(config: DataConfig) -> Iterator[Span]:

@@ -33,8 +33,9 @@ FREE_TEXT = {
 Hydra inside the shell's own."""
 
 
-TABLE = re.compile(r"\+*data\.sources(\.[\w-]+)?")
-"""Keys under which users put names of their own, which Hydra wants told with ++."""
+TABLE = re.compile(r"\+*(data\.sources)(?:\.([\w-]+))?")
+"""Keys under which users put names of their own: Hydra wants that told with ++, and OmegaConf makes
+typed entries only of a whole table."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,9 @@ class Composer:
             raise explain.unreadable(word)
         if key.startswith("+") and key.lstrip("+") in self.groups:
             word = word.lstrip("+")  # as `+experiment=x` is written where it is not in the defaults
-        if TABLE.fullmatch(key):
-            word = "++" + word.lstrip("+")
+        if table := TABLE.fullmatch(key):
+            entry = f"{{{table[2]}: {value}}}" if table[2] else value
+            word = f"++{table[1]}={entry}"
         text = equals and key.lstrip("+").rpartition(".")[2] in FREE_TEXT
         quoted = f"{key}={_quote(value)}"
         plain = value in ("", "null") or "${" in value or value[:1] in "'\""

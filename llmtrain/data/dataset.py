@@ -10,6 +10,7 @@ import numpy.typing as npt
 from llmtrain.config.groups.data import SAMPLES
 from llmtrain.data.manifest import load_manifest, mend, verify_files
 from llmtrain.data.packing import NOWHERE, Packing
+from llmtrain.data.sampler import Sampler
 from llmtrain.data.shard import ShardReader
 from llmtrain.errors import DataError, require_choice
 from llmtrain.tokenizer.base import Tokenizer
@@ -115,6 +116,35 @@ class TokenDataset:
                 "or less, give more text, or set data.samples=documents."
             )
         return count
+
+    def sampler(self, seq_len: int, samples: str, seed: int) -> Sampler:
+        """Return the order in which a run sees the samples.
+
+        Raises:
+            DataError: the split is too small for one sample.
+        """
+        return Sampler(self.n_samples(seq_len, samples), seed)
+
+    def mean_labels(self, seq_len: int, samples: str = "windows") -> float:
+        """Return how many labels a sample has that are counted in the loss, in the mean.
+
+        Raises:
+            DataError: the split is too small for one sample.
+        """
+        count = self.n_samples(seq_len, samples)
+        if samples in ("windows", "masked_windows"):
+            return float(seq_len)  # but for separators, in masked ones
+        lengths = np.diff(self._documents) - 1
+        whole = lengths if samples == "packed" else np.minimum(lengths, seq_len)
+        return max(1.0, float(whole.sum())) / count
+
+    def describe(self, seq_len: int, samples: str) -> str:
+        """Return in some words what there is to train on."""
+        words = f"{self.n_tokens:,} tokens"
+        if samples == "packed":
+            packing = self.packing(seq_len)
+            words += f" in {packing.n_rows:,} packed rows ({packing.padding_ratio:.2%} padding)"
+        return words
 
     def packing(self, seq_len: int) -> Packing:
         """Return how the documents are packed into rows of `seq_len`; computed once for each."""

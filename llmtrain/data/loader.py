@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmtrain.data.dataset import IGNORED, TokenDataset
-from llmtrain.data.sampler import Sampler
+from llmtrain.data.dataset import IGNORED
+from llmtrain.data.mixed import Dataset
 from llmtrain.errors import require
 
 PREFETCH_STEPS = 4
@@ -76,7 +76,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: TokenDataset,
+        dataset: Dataset,
         *,
         seq_len: int,
         samples: str,
@@ -116,7 +116,7 @@ class Loader:
             f"(train.global_batch_size={global_batch_size} over {dp_size} ranks).",
         )
         self.dataset = dataset
-        self.sampler = Sampler(dataset.n_samples(seq_len, samples), seed)
+        self.sampler = dataset.sampler(seq_len, samples, seed)
         self._seq_len = seq_len
         self._samples = samples
         self.global_batch_size = global_batch_size
@@ -232,7 +232,7 @@ class ValidationBatches:
 
     def __init__(
         self,
-        dataset: TokenDataset,
+        dataset: Dataset,
         seq_len: int,
         batch_size: int,
         dp_rank: int,
@@ -283,7 +283,7 @@ class ValidationBatches:
 
 
 def _make_batch(
-    dataset: TokenDataset,
+    dataset: Dataset,
     index: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64],
     seq_len: int,

@@ -189,12 +189,13 @@ class _Making:
     def run(self) -> None:
         with ExitStack() as joined:
             works = self._choose(joined)
-            if isinstance(self._preparation.data, MixtureDataConfig):
-                crew = joined.enter_context(Crew(self._preparation.folder, helps=self._helps))
+            mixture, folder = self._preparation.data, self._preparation.folder
+            if isinstance(mixture, MixtureDataConfig) and not folder.exists():
+                crew = joined.enter_context(Crew(folder, helps=self._helps))
                 with until_finished(crew):
                     tokenizer = shared_tokenizer(crew, self._make_tokenizer, self._bars)
                     self._finish(works, lambda: tokenizer)
-                    publish_mixture(crew, self._preparation.data, self._folders())
+                    publish_mixture(crew, mixture, self._folders())
             else:
                 self._finish(works, self._make_tokenizer)
 

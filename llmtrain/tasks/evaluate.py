@@ -10,8 +10,8 @@ from rich.table import Table
 
 from llmtrain.config.groups.inference import EvaluateConfig
 from llmtrain.console import make_console
-from llmtrain.data.dataset import TokenDataset
 from llmtrain.data.loader import Batch, ValidationBatches
+from llmtrain.data.mixed import open_dataset
 from llmtrain.data.prepare import prepare
 from llmtrain.distributed.env import (
     destroy_process_group,
@@ -36,7 +36,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     info = rank_info(config.device)
     trained = load_trained(Path(config.run), config.step, info.device)
     run = trained.run
-    dataset = TokenDataset(prepare(run.data, run.tokenizer), config.split)
+    dataset = open_dataset(prepare(run.data, run.tokenizer), config.split)
     if dataset.tokenizer().hash() != trained.manifest.tokenizer_hash:
         raise CheckpointError(
             f"{trained.folder} was trained with another tokenizer than the run's data gives now; "

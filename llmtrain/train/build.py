@@ -19,8 +19,8 @@ from llmtrain.config.groups.sync import SyncConfig
 from llmtrain.config.meetings import advice
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
-from llmtrain.data.dataset import TokenDataset
 from llmtrain.data.loader import Batch, Loader, ValidationBatches
+from llmtrain.data.mixed import Dataset, open_dataset
 from llmtrain.distributed.env import RankInfo
 from llmtrain.distributed.mesh import Mesh, build_mesh
 from llmtrain.errors import CheckpointError, ConfigError
@@ -92,7 +92,7 @@ def _assemble(
     console: Console,
     make_sync: Callable[[Any, Setting], S],
 ) -> Parts[S]:
-    train_set, val_set = TokenDataset(prepared, "train"), TokenDataset(prepared, "validation")
+    train_set, val_set = (open_dataset(prepared, split) for split in ("train", "validation"))
     vocab_size = resolve_vocab_size(run, train_set)
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=vocab_size))
     shapes = build_model(run.model, vocab_size)
@@ -131,13 +131,10 @@ def _assemble(
     return parts
 
 
-def _described(run: RunConfig, train_set: TokenDataset, val_set: TokenDataset) -> str:
+def _described(run: RunConfig, train_set: Dataset, val_set: Dataset) -> str:
     """Return in a line what is trained on."""
-    words = f"{run.data.name}, {train_set.n_tokens:,} + {val_set.n_tokens:,} tokens"
-    if run.data.samples == "packed":
-        packing = train_set.packing(run.model.seq_len)
-        words += f", {packing.n_rows:,} packed rows ({packing.padding_ratio:.2%} padding)"
-    return words
+    words = train_set.describe(run.model.seq_len, run.data.samples)
+    return f"{run.data.name}, {words}; {val_set.n_tokens:,} for validation"
 
 
 def _tell(console: Console, run: RunConfig, plan: Plan, data: str, run_dir: Path) -> None:
@@ -205,10 +202,10 @@ def _recorded(run: RunConfig, run_dir: Path, sync: SyncStrategy, setting: Settin
     return RecordingSync(sync, setting.module, setting.mesh, run_dir)
 
 
-def _complete_plan(plan: Plan, run: RunConfig, shapes: Transformer, dataset: TokenDataset) -> Plan:
+def _complete_plan(plan: Plan, run: RunConfig, shapes: Transformer, dataset: Dataset) -> Plan:
     return plan.with_data(
         run,
-        samples=dataset.n_samples(run.model.seq_len, run.data.samples),
+        samples=dataset.sampler(run.model.seq_len, run.data.samples, run.train.seed).n_samples,
         vocab_size=shapes.embed.num_embeddings,
         n_parameters=count_parameters(shapes),
         flops_per_token=flops_per_token(shapes),
@@ -262,7 +259,7 @@ def _add_tracer(parts: Parts[SyncStrategy], run_dir: Path, console: Console) -> 
         parts.traced = tracer.step
 
 
-def resolve_vocab_size(run: RunConfig, dataset: TokenDataset) -> int:
+def resolve_vocab_size(run: RunConfig, dataset: Dataset) -> int:
     """Return the rows of the embedding: as configured, else what the tokenizer needs.
 
     Raises:
@@ -311,9 +308,7 @@ def restore(parts: Parts[S], console: Console) -> None:
             )  # fmt: skip
 
 
-def _loader(
-    run: RunConfig, plan: Plan, mesh: Mesh, dataset: TokenDataset, info: RankInfo
-) -> Loader:
+def _loader(run: RunConfig, plan: Plan, mesh: Mesh, dataset: Dataset, info: RankInfo) -> Loader:
     return Loader(
         dataset,
         seq_len=run.model.seq_len,
@@ -328,7 +323,7 @@ def _loader(
 
 
 def _validation(
-    run: RunConfig, plan: Plan, mesh: Mesh, dataset: TokenDataset, info: RankInfo
+    run: RunConfig, plan: Plan, mesh: Mesh, dataset: Dataset, info: RankInfo
 ) -> Iterable[Batch]:
     return ValidationBatches(
         dataset,

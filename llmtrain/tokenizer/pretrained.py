@@ -79,7 +79,8 @@ def load_pretrained(config: PretrainedTokenizerConfig) -> Tokenizer:
     import tokenizers
     from tokenizers import models
 
-    from llmtrain.tokenizer.bpe import BPETokenizer, make_byte_level
+    from llmtrain.tokenizer.byte_level import make_byte_level
+    from llmtrain.tokenizer.library import LibraryTokenizer
 
     files = find_pretrained(config.path)
     try:
@@ -93,4 +94,4 @@ def load_pretrained(config: PretrainedTokenizerConfig) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception
         names = " and ".join(str(f) for f in files)
         raise DataError(f"{names}: not a tokenizer that can be read ({error}).") from error
-    return BPETokenizer(backend, config.separator, name="pretrained")
+    return LibraryTokenizer(backend, config.separator, "pretrained")

@@ -16,12 +16,15 @@ from llmtrain.config.groups.tokenizer import (
     CharTokenizerConfig,
     PretrainedTokenizerConfig,
     TokenizerConfig,
+    UnigramTokenizerConfig,
+    WordPieceTokenizerConfig,
 )
 from llmtrain.errors import ConfigError, DataError
-from llmtrain.tokenizer import bpe
+from llmtrain.tokenizer import sample
 from llmtrain.tokenizer.base import Tokenizer
 from llmtrain.tokenizer.build import load_tokenizer, train_tokenizer
 from llmtrain.tokenizer.huggingface import save_huggingface
+from llmtrain.tokenizer.library import LibraryTokenizer
 
 CORPUS = ["the cat sat on the mat\nthe dog sat on the log\n" * 20, "naïve 世界 🎉 <|endoftext|>"]
 SEPARATOR = "<|endoftext|>"
@@ -34,18 +37,27 @@ def make(name: str) -> Tokenizer:
         "byte": ByteTokenizerConfig(),
         "char": CharTokenizerConfig(),
         "bpe": BPETokenizerConfig(vocab_size=300),
+        "unigram": UnigramTokenizerConfig(vocab_size=300),
+        "wordpiece": WordPieceTokenizerConfig(vocab_size=560),
     }
     return train_tokenizer(configs[name], CORPUS)
 
 
-BYTE, CHAR, BPE = make("byte"), make("char"), make("bpe")
-ALL = pytest.mark.parametrize("tokenizer", [BYTE, CHAR, BPE], ids=["byte", "char", "bpe"])
+BYTE, CHAR, BPE, UNIGRAM, WORDPIECE = map(make, ["byte", "char", "bpe", "unigram", "wordpiece"])
+EVERY = [BYTE, CHAR, BPE, UNIGRAM, WORDPIECE]
+ALL = pytest.mark.parametrize("tokenizer", EVERY, ids=[t.name for t in EVERY])
 
 
 @given(text=UNICODE)
 @settings(max_examples=150, deadline=None)
 def test_round_trip_over_unicode(text: str) -> None:
-    for tokenizer in (BYTE, BPE, train_tokenizer(CharTokenizerConfig(), [text, "x"])):
+    for tokenizer in (
+        BYTE,
+        BPE,
+        UNIGRAM,
+        WORDPIECE,
+        train_tokenizer(CharTokenizerConfig(), [text, "x"]),
+    ):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert tokenizer.separator_id not in ids
@@ -57,10 +69,10 @@ def test_round_trip_over_unicode(text: str) -> None:
         assert sum(p.count("\ufffd") for p in parts) == text.count("\ufffd")
 
 
-@given(ids=st.lists(st.integers(-3, 400), max_size=30))
+@given(ids=st.lists(st.integers(-3, 600), max_size=30))
 @settings(max_examples=100, deadline=None)
 def test_any_ids_decode_and_stream_alike(ids: list[int]) -> None:
-    for tokenizer in (BYTE, CHAR, BPE):
+    for tokenizer in EVERY:
         stream = tokenizer.stream_decoder()
         text = "".join([stream.feed(i) for i in ids]) + stream.finish()
         assert text == tokenizer.decode(ids)
@@ -146,14 +158,14 @@ def test_long_texts_are_cut_without_changing_ids(monkeypatch: pytest.MonkeyPatch
     tokenizer = train_tokenizer(BPETokenizerConfig(vocab_size=300), [text])
     whole = tokenizer.encode(text)
     assert tokenizer.encode("\n\n").size == 1  # so a cut between the two would show
-    monkeypatch.setattr(bpe, "CHUNK_CHARS", 100)
-    assert len(list(bpe.cut_text(text))) > 50
+    monkeypatch.setattr(sample, "CHUNK_CHARS", 100)
+    assert len(list(sample.cut_text(text))) > 50
     assert np.array_equal(tokenizer.encode(text), whole)
 
 
 def test_no_special_token_of_a_given_tokenizer_is_spelled_by_text(tmp_path: Path) -> None:
     given = make("bpe")
-    assert isinstance(given, bpe.BPETokenizer)
+    assert isinstance(given, LibraryTokenizer)
     given.save_huggingface(tmp_path / "tokenizer.json")
     backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     backend.add_special_tokens(["<|im_start|>"])

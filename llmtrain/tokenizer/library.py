@@ -12,6 +12,7 @@ import tokenizers
 import xxhash
 from tokenizers import AddedToken
 
+from llmtrain.errors import DataError
 from llmtrain.tokenizer.base import (
     REPLACEMENT,
     StreamDecoder,
@@ -39,7 +40,11 @@ class LibraryTokenizer:
         name: str,
         special_tokens: Sequence[str] = (),
     ) -> None:
-        """Wrap `backend`; `separator`, then `special_tokens` are added where it lacks them."""
+        """Wrap `backend`; `separator`, then `special_tokens` are added where it lacks them.
+
+        Raises:
+            DataError: one that is added gets the id of another token.
+        """
         self.name = name
         self.separator = separator
         backend.no_truncation()
@@ -49,6 +54,12 @@ class LibraryTokenizer:
         backend.encode_special_tokens = True  # text that looks like a special token is plain text
         self._backend = backend
         vocab = backend.get_vocab(with_added_tokens=True)
+        # The library counts tokens to find the next id, and ids may have holes.
+        if len(set(vocab.values())) < len(vocab):
+            raise DataError(
+                f"The tokenizer has another token under the id {vocab[separator]} of its separator "
+                f"{separator!r}: set tokenizer.separator to a token that its vocabulary has."
+            )
         self.separator_id = vocab[separator]
         self.vocab_size = max(vocab.values()) + 1  # ids may have holes
         settings = json.loads(backend.to_str())

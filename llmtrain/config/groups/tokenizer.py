@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from llmtrain.errors import require
 
+AUTO_SEPARATOR = "auto"
 LETTER = re.compile(r"[^\W\d_]")
 SIGN = re.compile(r"[^\w\s']")
 
@@ -131,6 +132,10 @@ class PretrainedTokenizerConfig(TokenizerConfig):
     """A tokenizer somebody has trained: a `tokenizer.json`, or GPT-2's vocab and merges files."""
 
     name: str = "pretrained"
+    separator: str = AUTO_SEPARATOR
+    """The special token between documents. auto: the `eos_token` of the `tokenizer_config.json` or
+    `special_tokens_map.json` beside the tokenizer, where its vocabulary has it, else
+    <|endoftext|>."""
     path: str | None = None
     """The `tokenizer.json`, a folder that holds one, or a folder with `vocab.json` (or
     `encoder.json`) and `merges.txt` (or `vocab.bpe`)."""

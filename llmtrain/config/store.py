@@ -39,6 +39,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "byte": tokenizer.ByteTokenizerConfig,
         "char": tokenizer.CharTokenizerConfig,
         "bpe": tokenizer.BPETokenizerConfig,
+        "unigram": tokenizer.UnigramTokenizerConfig,
+        "wordpiece": tokenizer.WordPieceTokenizerConfig,
         "pretrained": tokenizer.PretrainedTokenizerConfig,
     },
     "data": {

@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
 
     @property
     def name(self) -> str:
-        """byte | char | bpe | pretrained."""
+        """byte | char | bpe | unigram | wordpiece | pretrained."""
         ...
 
     @property
@@ -55,6 +55,18 @@ class Tokenizer(Protocol):
     @property
     def separator_id(self) -> int:
         """The id between documents."""
+        ...
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of text that the vocabulary cannot spell, where there is one."""
+        ...
+
+    def byte_lengths(self) -> npt.NDArray[np.int32] | None:
+        """Return the UTF-8 bytes that each id stands for, shape (vocab_size,).
+
+        None: ids do not stand for the bytes of their text one by one.
+        """
         ...
 
     def encode(self, text: str) -> TokenIds:

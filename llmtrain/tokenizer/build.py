@@ -31,6 +31,8 @@ def train_tokenizer(
         "byte": lambda c: ByteTokenizer(c.separator),
         "char": lambda c: CharTokenizer.train(documents, c.separator),
         "bpe": lambda c: _train_bpe(c, documents, total_bytes),
+        "unigram": lambda c: _train_unigram(c, documents, total_bytes),
+        "wordpiece": lambda c: _train_wordpiece(c, documents, total_bytes),
         "pretrained": load_pretrained,
     }
     require_choice("tokenizer.name", config.name, trainers)
@@ -63,8 +65,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     loaders: dict[str, Callable[[dict[str, Any]], Tokenizer]] = {
         "byte": lambda c: ByteTokenizer(c["separator"]),
         "char": lambda c: CharTokenizer(c["characters"], c["separator"]),
-        "bpe": _load_bpe,
-        "pretrained": _load_bpe,
+        "bpe": _load_library,
+        "unigram": _load_library,
+        "wordpiece": _load_library,
+        "pretrained": _load_library,
     }
     try:
         return loaders[content["name"]](content)
@@ -78,10 +82,22 @@ def _train_bpe(config: Any, documents: Iterable[str], total_bytes: int | None) -
     return train_bpe(config, documents, total_bytes)
 
 
-def _load_bpe(content: dict[str, Any]) -> Tokenizer:
+def _train_unigram(config: Any, documents: Iterable[str], total_bytes: int | None) -> Tokenizer:
+    from llmtrain.tokenizer.unigram import train_unigram
+
+    return train_unigram(config, documents, total_bytes)
+
+
+def _train_wordpiece(config: Any, documents: Iterable[str], total_bytes: int | None) -> Tokenizer:
+    from llmtrain.tokenizer.wordpiece import train_wordpiece
+
+    return train_wordpiece(config, documents, total_bytes)
+
+
+def _load_library(content: dict[str, Any]) -> Tokenizer:
     import tokenizers
 
-    from llmtrain.tokenizer.bpe import BPETokenizer
+    from llmtrain.tokenizer.library import LibraryTokenizer
 
     backend = tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"]))
-    return BPETokenizer(backend, content["separator"], content["name"])
+    return LibraryTokenizer(backend, content["separator"], content["name"])

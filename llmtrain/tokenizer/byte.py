@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from llmtrain.tokenizer.base import (
@@ -23,10 +24,15 @@ class ByteTokenizer:
     name = "byte"
     vocab_size = 257
     separator_id = 256
+    unknown_id = None
 
     def __init__(self, separator: str) -> None:
         """Make a tokenizer whose separator decodes to `separator`."""
         self.separator = separator
+
+    def byte_lengths(self) -> npt.NDArray[np.int32]:
+        """Return the UTF-8 bytes that each id stands for, shape (257,)."""
+        return np.array([1] * 256 + [len(self.separator.encode("utf-8"))], dtype=np.int32)
 
     def encode(self, text: str) -> TokenIds:
         """Return the UTF-8 bytes of `text`, shape (bytes,)."""

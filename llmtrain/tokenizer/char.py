@@ -26,6 +26,7 @@ class CharTokenizer:
     """Ids 0 to n-1 are the characters in code point order, n is the separator."""
 
     name = "char"
+    unknown_id = None
 
     def __init__(self, characters: str, separator: str) -> None:
         """Make a tokenizer of `characters`, sorted and unique."""
@@ -45,6 +46,11 @@ class CharTokenizer:
         for text in documents:
             seen.update(text)
         return cls("".join(sorted(seen)), separator)
+
+    def byte_lengths(self) -> npt.NDArray[np.int32]:
+        """Return the UTF-8 bytes that each id stands for, shape (vocab_size,)."""
+        texts = [*self.characters, self.separator]
+        return np.array([len(text.encode("utf-8")) for text in texts], dtype=np.int32)
 
     def encode(self, text: str) -> TokenIds:
         """Return one id a character of `text`, shape (characters,).

@@ -6,9 +6,10 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from llmtrain.tokenizer.base import Tokenizer
-from llmtrain.tokenizer.bpe import BPETokenizer, gpt2_bytes
 from llmtrain.tokenizer.byte import ByteTokenizer
+from llmtrain.tokenizer.byte_level import gpt2_bytes
 from llmtrain.tokenizer.char import CharTokenizer
+from llmtrain.tokenizer.library import LibraryTokenizer
 
 
 def save_huggingface(tokenizer: Tokenizer, path: Path) -> None:
@@ -19,7 +20,7 @@ def save_huggingface(tokenizer: Tokenizer, path: Path) -> None:
     Raises:
         TypeError: a tokenizer of another project.
     """
-    if isinstance(tokenizer, BPETokenizer):
+    if isinstance(tokenizer, LibraryTokenizer):
         tokenizer.save_huggingface(path)
         return
     if isinstance(tokenizer, ByteTokenizer):

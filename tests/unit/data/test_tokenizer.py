@@ -16,12 +16,16 @@ from llmtrain.config.groups.tokenizer import (
     CharTokenizerConfig,
     PretrainedTokenizerConfig,
     TokenizerConfig,
+    UnigramTokenizerConfig,
+    WordPieceTokenizerConfig,
 )
 from llmtrain.errors import ConfigError, DataError
-from llmtrain.tokenizer import bpe
+from llmtrain.tokenizer import sample
 from llmtrain.tokenizer.base import Tokenizer
 from llmtrain.tokenizer.build import load_tokenizer, train_tokenizer
 from llmtrain.tokenizer.huggingface import save_huggingface
+from llmtrain.tokenizer.library import LibraryTokenizer
+from llmtrain.tokenizer.pretrained import hash_pretrained
 
 CORPUS = ["the cat sat on the mat\nthe dog sat on the log\n" * 20, "naïve 世界 🎉 <|endoftext|>"]
 SEPARATOR = "<|endoftext|>"
@@ -34,18 +38,27 @@ def make(name: str) -> Tokenizer:
         "byte": ByteTokenizerConfig(),
         "char": CharTokenizerConfig(),
         "bpe": BPETokenizerConfig(vocab_size=300),
+        "unigram": UnigramTokenizerConfig(vocab_size=300),
+        "wordpiece": WordPieceTokenizerConfig(vocab_size=560),
     }
     return train_tokenizer(configs[name], CORPUS)
 
 
-BYTE, CHAR, BPE = make("byte"), make("char"), make("bpe")
-ALL = pytest.mark.parametrize("tokenizer", [BYTE, CHAR, BPE], ids=["byte", "char", "bpe"])
+BYTE, CHAR, BPE, UNIGRAM, WORDPIECE = map(make, ["byte", "char", "bpe", "unigram", "wordpiece"])
+EVERY = [BYTE, CHAR, BPE, UNIGRAM, WORDPIECE]
+ALL = pytest.mark.parametrize("tokenizer", EVERY, ids=[t.name for t in EVERY])
 
 
 @given(text=UNICODE)
 @settings(max_examples=150, deadline=None)
 def test_round_trip_over_unicode(text: str) -> None:
-    for tokenizer in (BYTE, BPE, train_tokenizer(CharTokenizerConfig(), [text, "x"])):
+    for tokenizer in (
+        BYTE,
+        BPE,
+        UNIGRAM,
+        WORDPIECE,
+        train_tokenizer(CharTokenizerConfig(), [text, "x"]),
+    ):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert tokenizer.separator_id not in ids
@@ -57,10 +70,10 @@ def test_round_trip_over_unicode(text: str) -> None:
         assert sum(p.count("\ufffd") for p in parts) == text.count("\ufffd")
 
 
-@given(ids=st.lists(st.integers(-3, 400), max_size=30))
+@given(ids=st.lists(st.integers(-3, 600), max_size=30))
 @settings(max_examples=100, deadline=None)
 def test_any_ids_decode_and_stream_alike(ids: list[int]) -> None:
-    for tokenizer in (BYTE, CHAR, BPE):
+    for tokenizer in EVERY:
         stream = tokenizer.stream_decoder()
         text = "".join([stream.feed(i) for i in ids]) + stream.finish()
         assert text == tokenizer.decode(ids)
@@ -146,14 +159,14 @@ def test_long_texts_are_cut_without_changing_ids(monkeypatch: pytest.MonkeyPatch
     tokenizer = train_tokenizer(BPETokenizerConfig(vocab_size=300), [text])
     whole = tokenizer.encode(text)
     assert tokenizer.encode("\n\n").size == 1  # so a cut between the two would show
-    monkeypatch.setattr(bpe, "CHUNK_CHARS", 100)
-    assert len(list(bpe.cut_text(text))) > 50
+    monkeypatch.setattr(sample, "CHUNK_CHARS", 100)
+    assert len(list(sample.cut_text(text))) > 50
     assert np.array_equal(tokenizer.encode(text), whole)
 
 
 def test_no_special_token_of_a_given_tokenizer_is_spelled_by_text(tmp_path: Path) -> None:
     given = make("bpe")
-    assert isinstance(given, bpe.BPETokenizer)
+    assert isinstance(given, LibraryTokenizer)
     given.save_huggingface(tmp_path / "tokenizer.json")
     backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     backend.add_special_tokens(["<|im_start|>"])
@@ -216,6 +229,61 @@ def test_pretrained_gpt2_files(tmp_path: Path, names: tuple[str, str]) -> None:
     assert np.array_equal(tokenizer.encode(text), BPE.encode(text))
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert (tokenizer.vocab_size, tokenizer.separator_id) == (BPE.vocab_size, BPE.separator_id)
+
+
+@pytest.mark.parametrize("token", ["</s>", {"content": "</s>", "lstrip": False}])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_pretrained_folder_that_names_its_end_of_text(
+    tmp_path: Path, name: str, token: object
+) -> None:
+    write_backend(tmp_path / "tokenizer.json")
+    config = PretrainedTokenizerConfig(path=str(tmp_path))
+    hashes = [hash_pretrained(config.path)]
+
+    def separator(config: PretrainedTokenizerConfig) -> tuple[str, int]:
+        tokenizer = train_tokenizer(config, [])
+        return tokenizer.separator, tokenizer.separator_id
+
+    assert separator(config) == (SEPARATOR, 4)
+    (tmp_path / name).write_text(json.dumps({"eos_token": token, "bos_token": "hello"}))
+    hashes.append(hash_pretrained(config.path))
+    assert separator(config) == ("</s>", 9)
+    assert separator(PretrainedTokenizerConfig(path=str(tmp_path / "tokenizer.json")))[1] == 9
+    asked = PretrainedTokenizerConfig(path=str(tmp_path), separator="world")
+    assert separator(asked) == ("world", 2)
+    (tmp_path / name).write_text('{"eos_token": "<none>"}')  # not in the vocabulary
+    hashes.append(hash_pretrained(config.path))
+    assert separator(config) == (SEPARATOR, 4)
+    assert len(set(hashes)) == 3
+    for broken in ("{", "[]"):
+        (tmp_path / name).write_text(broken)
+        with pytest.raises(DataError, match=name):
+            separator(config)
+
+
+def test_pretrained_file_of_our_own_keeps_its_separator(tmp_path: Path) -> None:
+    made = train_tokenizer(BPETokenizerConfig(vocab_size=300, separator="<end>"), CORPUS)
+    made.save(tmp_path / "tokenizer.json")
+    tokenizer = train_tokenizer(PretrainedTokenizerConfig(path=str(tmp_path)), [])
+    assert (tokenizer.separator, tokenizer.separator_id) == ("<end>", made.separator_id)
+
+
+def test_pretrained_whose_holes_leave_no_id_for_the_separator(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 3}, unk_token="a"))
+    (tmp_path / "tokenizer.json").write_text(backend.to_str())
+    config = PretrainedTokenizerConfig(path=str(tmp_path))
+    with pytest.raises(DataError, match="id 3 of its separator"):
+        train_tokenizer(config, [])
+    config.separator = "c"
+    assert train_tokenizer(config, []).separator_id == 3
+
+
+def test_pretrained_unknown_id(tmp_path: Path) -> None:
+    write_backend(tmp_path / "tokenizer.json")
+    tokenizer = train_tokenizer(PretrainedTokenizerConfig(path=str(tmp_path)), [])
+    assert tokenizer.unknown_id == 0
+    assert tokenizer.encode("hello moon").tolist() == [1, 0]
+    assert all(t.unknown_id is None for t in EVERY)
 
 
 def test_pretrained_mistakes(tmp_path: Path) -> None:

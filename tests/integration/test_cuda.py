@@ -118,6 +118,10 @@ needs_compiler = pytest.mark.skipif(
         pytest.param("model.dropout=0", "", id="gpt"),
         pytest.param("model.dropout=0.1 train.micro_batch_size=4", "", id="gpt, dropout"),
         pytest.param("model=llama_tiny model.n_kv_heads=2 model.dropout=0.1", "", id="llama"),
+        pytest.param(
+            "model=llama_tiny model.n_kv_heads=2 model.dropout=0.1 data.samples=packed "
+            "data.documents=200 data.words_per_document=6", "", id="packed",
+        ),
         pytest.param("optimizer=muon", "", id="muon"),
         pytest.param("optimizer=adafactor train.label_smoothing=0.1", "", id="adafactor"),
         pytest.param("optimizer=momentum", "", id="momentum"),

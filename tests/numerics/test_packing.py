@@ -129,9 +129,11 @@ def test_padding_computes_nothing(family: str, dropout: float, dataset: TokenDat
         assert torch.equal(gradient, unchanged[name]), name
 
 
-def test_dropout_is_keyed_by_the_place_in_the_row(dataset: TokenDataset) -> None:
+@pytest.mark.parametrize("where", ["embed_dropout", "blocks"])
+def test_dropout_is_keyed_by_the_place_in_the_row(where: str) -> None:
     """Two equal documents in one row are dropped differently."""
-    model = make(dataclasses.replace(MODELS["gpt"], dropout=0.3))
+    model = make(dataclasses.replace(MODELS["gpt"], dropout=0.3)).eval()
+    model.get_submodule(where).train()
     ids = torch.tensor([[5, 6, 7, 5, 6, 7]])
     within = torch.tensor([[0, 1, 2, 0, 1, 2]])
     logits = model(ids, torch.tensor([4]), within)

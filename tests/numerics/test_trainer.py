@@ -71,6 +71,28 @@ def test_lengths(length: str, steps: int | None, tmp_path: Path) -> None:
     assert metric_lines(run_dir)[-1]["step"] == steps == plan(run_dir)["steps"]
 
 
+def test_an_epoch_of_packed_rows_counts_its_labels(tmp_path: Path) -> None:
+    """All tokens but the first of each document: neither padding nor what crosses is counted."""
+    from llmtrain.config.store import load_run_config
+    from llmtrain.data.dataset import TokenDataset
+    from llmtrain.data.prepare import prepare
+
+    run_dir = tiny_run(
+        tmp_path / "run", "train.steps=null", "train.epochs=1", "data=synthetic_uneven",
+        "data.samples=packed", "model.seq_len=40", "train.global_batch_size=1",
+        "train.log_every_steps=10", "train.eval_tokens=null",
+    )  # fmt: skip
+    train_frozen(run_dir)
+    run = load_run_config(run_dir / paths.CONFIG)
+    folder = prepare(run.data, run.tokenizer)
+    train, validation = TokenDataset(folder, "train"), TokenDataset(folder, "validation")
+    rows, labels = train.n_samples(40, "packed"), train.n_tokens - train.n_documents
+    assert plan(run_dir)["steps"] == rows
+    assert metric_lines(run_dir)[-1]["tokens"] == labels < rows * 40
+    val_labels = validation.n_tokens - validation.n_documents
+    assert evaluations(run_dir)[-1]["val_tokens"] == val_labels
+
+
 def test_early_stop_counts_evaluations_without_a_new_best(tmp_path: Path) -> None:
     run_dir = tiny_run(
         tmp_path / "run", "train.steps=60", "train.eval_every_steps=2", "train.early_stop_evals=3",

@@ -66,6 +66,16 @@ def until_finished(crew: "Crew") -> Iterator[None]:
         crew.clear()
 
 
+def work_folder(final: Path) -> Path:
+    """Return where the work on `final` lies."""
+    return final.with_name(final.name + ".work")
+
+
+def clear_work(final: Path) -> None:
+    """Remove the work on `final`, which is there: who finished it may have died too early."""
+    shutil.rmtree(work_folder(final), ignore_errors=True)
+
+
 class Crew:
     """One process among those that make `final`. POSIX locks: one `Crew` a folder and process."""
 
@@ -77,7 +87,7 @@ class Crew:
             helps: Whether another process shows how far it is.
         """
         self.final = final
-        self.folder = final.with_name(final.name + ".work")
+        self.folder = work_folder(final)
         self.out = self.folder / "out"
         """What becomes `final`. Records name files of it under the fact `files`."""
         self._patience_s = PATIENCE_S if helps else 0.0
@@ -115,7 +125,7 @@ class Crew:
 
     def clear(self) -> None:
         """Remove the work. What others still hold open they can go on using."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        clear_work(self.final)
 
     def each(self, stage: str, count: int, work: Work, tick: Tick | None = None) -> list[Path]:
         """Return the records of units 0 to `count`-1 of `stage`, when the last of them is done.

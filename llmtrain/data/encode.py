@@ -10,8 +10,8 @@ from llmtrain.data.record import Record
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.base import TokenIds, Tokenizer
 
-BATCH_BYTES = 1 << 20
-"""Text that is given to the tokenizer at once."""
+BATCH_BYTES = 2 << 20
+"""Text that is given to the tokenizer at once; as much as a part, which is read again for it."""
 
 
 def encode_documents(corpus: Corpus, places: Numbers, tokenizer: Tokenizer) -> Record:

@@ -10,6 +10,7 @@ are, unless the tokenizer is learned from all of them.
 """
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from llmtrain.config.groups.tokenizer import TokenizerConfig
 from llmtrain.console import make_console
 from llmtrain.data.cache import cache_root, settings_hash, source_settings, tokenizer_settings
 from llmtrain.data.choose import Choice, Earlier
-from llmtrain.data.crew import Crew, until_finished
+from llmtrain.data.crew import Crew, clear_work, until_finished
 from llmtrain.data.learn import learn_tokenizer
 from llmtrain.data.locate import check_source
 from llmtrain.data.manifest import load_manifest, verify_files
@@ -64,6 +65,7 @@ class PlannedSource:
         if not self.folder.exists():
             return False
         verify_files(self.folder, load_manifest(self.folder).files)
+        clear_work(self.folder)
         return True
 
 
@@ -119,6 +121,7 @@ class Preparation:
             if not self.folder.exists():
                 return False
             verify_mixture(self.folder)
+            clear_work(self.folder)
         return all(done)
 
     def run(self, console: Console | None = None, *, helps: bool = False) -> None:
@@ -185,6 +188,8 @@ class _Making:
         self._helps = helps
         self._choices: dict[str, Choice] = {}
         """By source, of those whose folder is not there yet."""
+        self._tokenizers: dict[Path, Tokenizer] = {}
+        """By folder."""
 
     def run(self) -> None:
         with ExitStack() as joined:
@@ -211,6 +216,8 @@ class _Making:
                 crew = joined.enter_context(Crew(source.folder, helps=self._helps))
                 work = SourceWork(crew, source.data, source.digest, self._bars)
                 with until_finished(crew):
+                    if self._preparation.tokenizer.name in GIVEN and not self._helps:
+                        self._tokenizer(crew, self._make_tokenizer)  # while helpers read already
                     near = source.data.dedup == "near"
                     self._choices[source.name] = work.choose(earlier, unread if near else ())
                     works[source.name] = crew, work
@@ -224,16 +231,26 @@ class _Making:
 
     def _make_tokenizer(self) -> Tokenizer:
         """Learn from what was chosen; a source that is there was made with the same tokenizer."""
+        for made in self._tokenizers.values():
+            return made
         for source in self._preparation.sources:
-            if source.name not in self._choices:
+            if source.folder.exists():
                 return load_tokenizer(source.folder / TOKENIZER)
         data = self._preparation.data
         return learn_tokenizer(self._preparation.tokenizer, self._choices, _weights(data))
 
-    def _finish(self, works: dict[str, tuple[Crew, SourceWork]], make: Any) -> None:
+    def _finish(
+        self, works: dict[str, tuple[Crew, SourceWork]], make: Callable[[], Tokenizer]
+    ) -> None:
         for name, (crew, work) in works.items():
             with until_finished(crew):
-                work.finish(self._choices[name], shared_tokenizer(crew, make, self._bars))
+                work.finish(self._choices[name], self._tokenizer(crew, make))
+
+    def _tokenizer(self, crew: Crew, make: Callable[[], Tokenizer]) -> Tokenizer:
+        """Return the tokenizer for the folder of `crew`, made or loaded once."""
+        if crew.final not in self._tokenizers:
+            self._tokenizers[crew.final] = shared_tokenizer(crew, make, self._bars)
+        return self._tokenizers[crew.final]
 
 
 def _weights(data: DataConfig) -> dict[str, float]:

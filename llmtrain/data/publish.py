@@ -26,22 +26,24 @@ DIGESTS = "digests.bin"
 
 
 def shared_tokenizer(crew: Crew, make: Callable[[], Tokenizer], bars: Progress) -> Tokenizer:
-    """Return the tokenizer of the folder of `crew`; one process makes it, all load it.
+    """Return the tokenizer of the folder of `crew`; one process makes it, the others load it.
 
     Raises:
         DataError: it cannot be made.
         FinishedError: the folder is there.
     """
-    crew.once("tokenizer", lambda: _keep_tokenizer(crew, make, bars))
-    return load_tokenizer(crew.out / TOKENIZER)
+    made: list[Tokenizer] = []
 
+    def keep() -> Record:
+        bars.add_task("train tokenizer", total=None)
+        made.append(make())
+        path = crew.out / TOKENIZER
+        made[0].save(path)
+        check = write_file(path, path.read_bytes())  # once more, to the disk
+        return Record({"files": {TOKENIZER: asdict(check)}})
 
-def _keep_tokenizer(crew: Crew, make: Callable[[], Tokenizer], bars: Progress) -> Record:
-    bars.add_task("train tokenizer", total=None)
-    path = crew.out / TOKENIZER
-    make().save(path)
-    check = write_file(path, path.read_bytes())  # once more, to the disk
-    return Record({"files": {TOKENIZER: asdict(check)}})
+    crew.once("tokenizer", keep)
+    return made[0] if made else load_tokenizer(crew.out / TOKENIZER)
 
 
 def written_digests(choice: Choice) -> Digests:

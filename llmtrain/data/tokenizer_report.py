@@ -21,7 +21,8 @@ from llmtrain.data.script import (
 from llmtrain.tokenizer.base import TokenIds, Tokenizer
 
 SAMPLE_BYTES = 2_000_000
-"""Text that is measured, about: a fifth of a second of work."""
+"""Text that is measured, about: a tenth of a second of work, a second where documents are of a
+hundred bytes."""
 
 SAMPLE_DOCUMENTS = 16
 """Documents that are measured at least, about, or all there are."""

@@ -93,13 +93,15 @@ class LibraryTokenizer:
         """
         self._encoded_chars += sum(map(len, texts))
         encoder = self._encoder if self._encoded_chars >= START_CHARS else None
-        out = [encoder.encode(text) if encoder else None for text in texts]
+        out: list[TokenIds | None] = [None] * len(texts)
+        if encoder:
+            out = [encoder.encode(text) for text in texts]
         left = [number for number, ids in enumerate(out) if ids is None]
         again = iter(self._encode_by_library([texts[number] for number in left]))
-        return [
-            self._without_separator(text, next(again) if ids is None else ids)
-            for text, ids in zip(texts, out, strict=True)
-        ]
+        every = [next(again) if ids is None else ids for ids in out]
+        if encoder and not left and self.separator_id not in encoder.ids:
+            return every
+        return list(map(self._without_separator, texts, every))
 
     @cached_property
     def _encoder(self) -> TiktokenEncoder | None:

@@ -62,14 +62,15 @@ class TiktokenEncoder:
             mergeable_ranks=ranks,
             special_tokens={NO_SPECIAL: len(ranks)},
         )
-        self._ids: TokenIds = np.array(ids, dtype=np.int32)
+        self.ids: TokenIds = np.array(ids, dtype=np.int32)
+        """All that it can give."""
         self._normalizer = normalizer
         self._others = others
         self._apart = class_differences(pattern)
 
     def encode(self, text: str) -> TokenIds | None:
         """Return the ids of `text`, shape (tokens,), or None where `tokenizers` has to do it."""
-        if any(other in text for other in self._others):
+        if self._others and any(other in text for other in self._others):
             return None
         if self._normalizer is not None and not text.isascii():
             text = self._normalizer.normalize_str(text)
@@ -81,7 +82,7 @@ class TiktokenEncoder:
             )
         except ValueError:  # its pattern has no stack for a million spaces in a row
             return None
-        return self._ids.take(ranks)
+        return self.ids.take(ranks)
 
 
 def make_encoder(backend: tokenizers.Tokenizer) -> TiktokenEncoder | None:

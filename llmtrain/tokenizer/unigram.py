@@ -94,13 +94,9 @@ def _learn(
     known = [score for _, score in pieces if score is not None]  # null is NaN
     low = min(known, default=math.log(1 / len(pieces)))
     dropped = low + PENALTY_STEP * (1 + sum(len(piece) == 1 for piece, _ in pieces))
-    return [
-        (
-            piece,
-            round(
-                low if score is None or (len(piece) == 1 and score < dropped) else score,
-                SCORE_DIGITS,
-            ),
-        )
-        for piece, score in pieces
-    ]
+    scored = []
+    for piece, score in pieces:
+        if score is None or (len(piece) == 1 and score < dropped):
+            score = low
+        scored.append((piece, round(score, SCORE_DIGITS)))
+    return scored

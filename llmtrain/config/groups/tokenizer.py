@@ -93,8 +93,8 @@ class UnigramTokenizerConfig(TrainedTokenizerConfig):
 
     name: str = "unigram"
     train_bytes: int = 5_000_000
-    """Text it is learned from, at most, in bytes. Learning takes up to 50 seconds and several
-    hundred MB of memory a million bytes, the more of it the fewer words repeat."""
+    """Text it is learned from, at most, in bytes. Learning takes up to 20 seconds a million
+    bytes, the longer the fewer words repeat."""
     max_piece_chars: int = 16
     """The longest piece, in characters."""
     character_coverage: float = 0.9995

@@ -31,6 +31,9 @@ from llmtrain.errors import DataError
 POLL_S = 0.02
 """How often a process that waits for others looks whether they are ready."""
 
+TELL_S = 0.1
+"""How often progress is told."""
+
 PATIENCE_S = 2.0
 """How long a helper leaves a stage of one unit to the main process, whose terminal shows it."""
 
@@ -92,6 +95,7 @@ class Crew:
         """What becomes `final`. Records name files of it under the fact `files`."""
         self._patience_s = PATIENCE_S if helps else 0.0
         self._locks = -1
+        self._told = 0.0
 
     def __enter__(self) -> Self:
         """Join; what an earlier crew left is looked through by the first of the next.
@@ -144,8 +148,7 @@ class Crew:
         try:
             folder.mkdir(exist_ok=True)
             while len(done := self._done(folder, paths)) < count:
-                if tick is not None:
-                    tick(done)
+                self._tell(tick, done)
                 if not self._work(stage, paths, done, work, tick):
                     time.sleep(POLL_S)
         except FileNotFoundError as error:
@@ -193,9 +196,15 @@ class Crew:
             finally:
                 self._lock(byte, fcntl.LOCK_UN)
             done.add(number)
-            if tick is not None:
-                tick(done)
+            self._tell(tick, done)
         return worked
+
+    def _tell(self, tick: Tick | None, done: set[int]) -> None:
+        """Call `tick`, but not so often that it costs anything with very many units."""
+        now = time.monotonic()
+        if tick is not None and now - self._told >= TELL_S:
+            tick(done)
+            self._told = now
 
     def _lock(self, byte: int, kind: int) -> bool:
         """Change the lock of `byte`; say whether nobody else's stood against it."""

@@ -1,8 +1,8 @@
 """How well a tokenizer fits a corpus: measured on a sample of documents while they are encoded.
 
-Several processes measure a part each and `merge`. All is counted in integers, and which documents
-are measured depends on their content, so the result depends neither on the order of the documents
-nor on the number of processes.
+Several processes measure a part each, and `merge_arrays` adds them up. All is counted in integers,
+and which documents are measured depends on their content, so the result depends neither on the
+order of the documents nor on the number of processes.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmtrain.data.record import Arrays
 from llmtrain.data.script import (
     FIRST_LETTER,
     KIND_NAMES,
@@ -108,13 +109,24 @@ class TokenizerReport:
         for kind in np.flatnonzero(np.bincount(token_kinds)).tolist():
             self._mark_used(kind, ids[token_kinds == kind])
 
-    def merge(self, other: "TokenizerReport") -> None:
-        """Add what `other` has counted, of the same tokenizer; order and grouping do not matter."""
-        self.documents += other.documents
-        for name, counts in self._counts.items():
-            counts += other._counts[name]
-        for kind, used in other._used.items():
-            self._mark_used(kind, np.flatnonzero(used))
+    def arrays(self) -> Arrays:
+        """Return all counts, for `merge_arrays` in another process."""
+        kinds = sorted(self._used)
+        masks = [np.packbits(self._used[kind]) for kind in kinds]
+        return {
+            "measured": np.array([self.documents], dtype=np.int64),
+            "counts": np.stack(list(self._counts.values())),
+            "used_kinds": np.array(kinds, dtype=np.int64),
+            "used": np.stack(masks) if masks else np.zeros((0, 0), dtype=np.uint8),
+        }
+
+    def merge_arrays(self, arrays: Arrays) -> None:
+        """Add what another one has counted, of the same tokenizer."""
+        self.documents += int(arrays["measured"][0])
+        for own, counts in zip(self._counts.values(), arrays["counts"], strict=True):
+            own += counts
+        for kind, mask in zip(arrays["used_kinds"].tolist(), arrays["used"], strict=True):
+            self._mark_used(kind, np.flatnonzero(np.unpackbits(mask, count=self.vocab_size)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the report, ready for JSON.

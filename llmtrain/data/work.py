@@ -13,6 +13,7 @@ Between stages every process computes the same plan from the same records.
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from llmtrain.data.reading import ReadCounts, read_and_clean
 from llmtrain.data.record import Record, RecordReader
 from llmtrain.data.shard import write_file
 from llmtrain.data.source import list_parts
+from llmtrain.data.tokenizer_report import TokenizerReport, in_sample
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.base import Tokenizer
 
@@ -116,25 +118,32 @@ class SourceWork:
         """
         sizes = choice.corpus.sizes()
         texts = [int(sizes[a:b].sum()) for a, b in pairwise(choice.bounds)]
+        measured = partial(in_sample, total_bytes=sum(texts), documents=len(choice.corpus))
         encoded = self._crew.each(
             "encode",
             len(choice.records),
             lambda number: encode_documents(
-                Corpus([choice.records[number]]), choice.written(number), tokenizer
+                Corpus([choice.records[number]]), choice.written(number), tokenizer, measured
             ),
             self._bar("tokenize", texts),
         )
         plan = ShardPlan(choice, encoded, self._data)
+        fit = partial(_tokenizer_report, tokenizer, encoded)
         written = self._crew.each(
             "shard",
             len(plan.shards),
             lambda number: plan.write(number, self._crew.out),
             self._bar("write shards", [shard.tokens for shard in plan.shards]),
         )
-        self._crew.once("finish", lambda: self._finish(choice, plan, tokenizer, written))
+        self._crew.once("finish", lambda: self._finish(choice, plan, tokenizer, written, fit()))
 
     def _finish(
-        self, choice: Choice, plan: ShardPlan, tokenizer: Tokenizer, written: Sequence[Path]
+        self,
+        choice: Choice,
+        plan: ShardPlan,
+        tokenizer: Tokenizer,
+        written: Sequence[Path],
+        fit: dict[str, Any],
     ) -> Record:
         """Write the report, and then the manifest."""
         out = self._crew.out
@@ -145,7 +154,8 @@ class SourceWork:
         for path in written:
             files |= _check(path)
         files[DIGESTS] = write_file(out / DIGESTS, written_digests(choice).tobytes())
-        files[REPORT] = write_file(out / REPORT, json_bytes(_report(choice, shards, tokenizer)))
+        report = _report(choice, shards, tokenizer) | {"tokenizer_report": fit}
+        files[REPORT] = write_file(out / REPORT, json_bytes(report))
         manifest = Manifest(
             dtype=dtype_for(tokenizer.vocab_size).name,
             settings_hash=self._digest,
@@ -181,6 +191,15 @@ def _report(choice: Choice, shards: dict[str, list[Shard]], tokenizer: Tokenizer
         "tokenizer": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,
     }
+
+
+def _tokenizer_report(tokenizer: Tokenizer, encoded: Sequence[Path]) -> dict[str, Any]:
+    """Return how well the tokenizer fits, over all records of the stage `encode`."""
+    whole = TokenizerReport(tokenizer)
+    for path in encoded:
+        reader = RecordReader(path)
+        whole.merge_arrays({name: reader.array(name) for name in whole.arrays()})
+    return whole.to_json()
 
 
 def _check(path: Path) -> dict[str, FileCheck]:

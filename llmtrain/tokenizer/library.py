@@ -64,7 +64,7 @@ class LibraryTokenizer:
         self.vocab_size = max(vocab.values()) + 1  # ids may have holes
         settings = json.loads(backend.to_str())
         self.unknown_id = _unknown_id(settings["model"])
-        self._bytes_of = _byte_level_tokens(backend, vocab, settings)
+        self._settings = settings | {"model": None}
         self._cuttable = bool(split_steps(settings) and not settings.get("normalizer"))
         self._encoded_chars = 0
 
@@ -102,6 +102,11 @@ class LibraryTokenizer:
         if encoder and not left and self.separator_id not in encoder.ids:
             return every
         return list(map(self._without_separator, texts, every))
+
+    @cached_property
+    def _bytes_of(self) -> dict[int, bytes] | None:
+        vocab = self._backend.get_vocab(with_added_tokens=True)
+        return _byte_level_tokens(self._backend, vocab, self._settings)
 
     @cached_property
     def _encoder(self) -> TiktokenEncoder | None:

@@ -13,7 +13,7 @@ tokenizer, `TiktokenEncoder.encode` for a text.
 
 import json
 import re
-from functools import lru_cache
+import sys
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,6 @@ from llmtrain.tokenizer.hard_texts import HARD_TEXTS
 
 # tiktoken looks for special tokens in every text; with none at all, at every byte of it.
 NO_SPECIAL = "\0no special token\0"
-
-PLANES = (*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE1000))
-"""Code points that a version of Unicode may make letters, digits, marks or spaces of: planes 4 to
-13 have none, 15 and 16 are for private use."""
 
 CLASS = re.compile(r"\\p\{\w+\}|\\s|\(\?i:")
 
@@ -66,7 +62,7 @@ class TiktokenEncoder:
         """All that it can give."""
         self._normalizer = normalizer
         self._others = others
-        self._apart = class_differences(pattern)
+        self._classes = Classes(pattern)
 
     def encode(self, text: str) -> TokenIds | None:
         """Return the ids of `text`, shape (tokens,), or None where `tokenizers` has to do it."""
@@ -74,7 +70,7 @@ class TiktokenEncoder:
             return None
         if self._normalizer is not None and not text.isascii():
             text = self._normalizer.normalize_str(text)
-        if self._apart and not text.isascii() and self._apart.search(text):
+        if not text.isascii() and not self._classes.are_alike(text):
             return None
         try:
             ranks: npt.NDArray[np.uint32] = self._encoding.encode_to_numpy(
@@ -126,7 +122,7 @@ def _ranks(model: dict[str, Any], added: set[str]) -> tuple[dict[bytes, int], li
         return None
     pieces = list(byte_of) + [left + right for left, right in merges]
     distinct = len(set(pieces)) == len(pieces)
-    if not distinct or not all(byte_of.keys() >= set(piece) for piece in pieces):
+    if not distinct or not byte_of.keys() >= set().union(*pieces):
         return None
     if model.get("ignore_merges") and not vocab.keys() - added <= set(pieces):
         return None  # a whole word may be a token that merges do not reach
@@ -140,29 +136,56 @@ def _ranks(model: dict[str, Any], added: set[str]) -> tuple[dict[bytes, int], li
     return ranks, ids
 
 
-@lru_cache(maxsize=8)
-def class_differences(pattern: str) -> re.Pattern[str] | None:
-    """Return what matches a character that the two libraries do not class alike in `pattern`.
+class Classes:
+    """Which characters the two libraries class alike in a pattern.
 
-    Their tables come from versions of Unicode of their own. None where the tables are equal.
+    Their tables come from versions of Unicode of their own. Each character is asked about when it
+    comes up for the first time.
     """
-    every = "".join(map(chr, PLANES))
-    apart: set[str] = set()
-    for name in set(CLASS.findall(pattern)):
-        one = "(?i:[sdmtlver])" if name == "(?i:" else name
-        apart |= _tiktoken_class(one, every) ^ _tokenizers_class(one, every)
-    return re.compile("[" + re.escape("".join(sorted(apart))) + "]") if apart else None
+
+    _UNKNOWN, _ALIKE, _APART = 0, 1, 2
+
+    def __init__(self, pattern: str) -> None:
+        """Compare the classes that `pattern` names."""
+        names = sorted(set(CLASS.findall(pattern)))
+        self._classes = [Class("(?i:[sdmtlver])" if n == "(?i:" else n) for n in names]
+        self._states = np.zeros(sys.maxunicode + 1, dtype=np.uint8)
+
+    def are_alike(self, text: str) -> bool:
+        """Say whether all characters of `text` are classed alike."""
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        states = self._states[codes]
+        if states.min(initial=self._APART) == self._UNKNOWN:
+            self._compare(np.unique(codes[states == self._UNKNOWN]))
+            states = self._states[codes]
+        return bool(states.max(initial=self._ALIKE) == self._ALIKE)
+
+    def _compare(self, codes: npt.NDArray[np.uint32]) -> None:
+        characters = codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+        apart: set[str] = set()
+        for each in self._classes:
+            apart |= each.by_tiktoken(characters) ^ each.by_tokenizers(characters)
+        self._states[codes] = self._ALIKE
+        self._states[[ord(character) for character in apart]] = self._APART
 
 
-def _tiktoken_class(one: str, every: str) -> set[str]:
-    """Return the characters of `every` that match `one`; the others are dropped."""
-    single = {bytes([byte]): byte for byte in range(256)}
-    encoding = tiktoken.Encoding("class", pat_str=one, mergeable_ranks=single, special_tokens={})
-    return set(bytes(encoding.encode_ordinary(every)).decode("utf-8"))
+class Class:
+    """One class of characters, such as \\p{L}, in both libraries."""
 
+    def __init__(self, pattern: str) -> None:
+        """Ask about the characters that match `pattern`."""
+        single = {bytes([byte]): byte for byte in range(256)}
+        self._tiktoken = tiktoken.Encoding(
+            "class", pat_str=pattern, mergeable_ranks=single, special_tokens={}
+        )
+        # Runs of them, as (text, offsets).
+        self._tokenizers = pre_tokenizers.Split(Regex(f"(?:{pattern})+"), "removed", invert=True)
 
-def _tokenizers_class(one: str, every: str) -> set[str]:
-    """Return the characters of `every` that match `one`."""
-    # Runs of them, as (text, offsets).
-    split = pre_tokenizers.Split(Regex(f"(?:{one})+"), "removed", invert=True)
-    return {character for run, _ in split.pre_tokenize_str(every) for character in run}
+    def by_tiktoken(self, characters: str) -> set[str]:
+        """Return those of `characters` that match."""
+        return set(bytes(self._tiktoken.encode_ordinary(characters)).decode("utf-8"))
+
+    def by_tokenizers(self, characters: str) -> set[str]:
+        """Return those of `characters` that match."""
+        found = self._tokenizers.pre_tokenize_str(characters)
+        return {character for run, _ in found for character in run}

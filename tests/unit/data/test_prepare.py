@@ -70,6 +70,8 @@ def test_report(prepare_texts: Prepare) -> None:
     assert report["clean"]["whitespace"]["documents"] == 42  # the 41 with a last newline, " \n"
     assert report["vocab_size"] == 257
     assert report["bytes_per_token"] == 1.0
+    fit = report["tokenizer_report"]
+    assert fit["documents"] == 41 and fit["tokens"] == sum(report["bytes"].values())
     for split in ("train", "validation"):
         assert report["tokens"][split] == report["bytes"][split] + count[split]
         assert TokenDataset(folder, split).n_tokens == report["tokens"][split]
@@ -175,13 +177,13 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
     writer.record().save(tmp_path / "corpus")
     corpus = Corpus([tmp_path / "corpus"])
     tokenizer = WideTokenizer("<|end|>")
-    record = encode_documents(corpus, np.array([0]), tokenizer)
+    record = encode_documents(corpus, np.array([0]), tokenizer, bool)
     assert record.arrays["tokens"].dtype == np.uint32
     assert record.arrays["tokens"].tolist() == [97, 98, 99, 69_999]
     for wrong in (70_000, -98):
         tokenizer.shift = wrong
         with pytest.raises(DataError, match="vocabulary has 70000"):
-            encode_documents(corpus, np.array([0]), tokenizer)
+            encode_documents(corpus, np.array([0]), tokenizer, bool)
 
 
 @pytest.mark.parametrize("name", ["train-00000.bin", "train-00000.idx", "tokenizer.json"])

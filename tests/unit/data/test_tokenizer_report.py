@@ -104,7 +104,7 @@ def test_parts_merge_to_the_whole_in_any_order(texts: list[str], cut: int, swap:
     parts = [report_of(BPE, texts[:cut]), report_of(BPE, texts[cut:])]
     first, second = reversed(parts) if swap else parts
     merged = pickle.loads(pickle.dumps(first))  # as it comes from another process
-    merged.merge(second)
+    merged.merge_arrays(second.arrays())
     assert json.dumps(merged.to_json()) == json.dumps(report_of(BPE, texts).to_json())
 
 

@@ -97,8 +97,9 @@ def test_any_text_has_the_same_ids(text: str) -> None:
 
 @pytest.mark.parametrize("name", [r"\p{L}", r"\p{N}", r"\s", "(?i:[sdmtlver])"])
 def test_every_code_point_is_classed_alike(name: str) -> None:
-    ours = tiktoken_encoder._tiktoken_class(name, EVERY)
-    assert ours == tiktoken_encoder._tokenizers_class(name, EVERY)
+    both = tiktoken_encoder.Class(name)
+    ours = both.by_tiktoken(EVERY)
+    assert ours == both.by_tokenizers(EVERY)
     assert len(ours) > 15
 
 
@@ -250,19 +251,14 @@ def test_tokens_that_are_not_special_are_read_by_the_library() -> None:
 def test_characters_of_another_unicode_are_left_to_the_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    classes = tiktoken_encoder._tokenizers_class
+    classes = tiktoken_encoder.Class.by_tokenizers
     monkeypatch.setattr(
-        tiktoken_encoder,
-        "_tokenizers_class",
-        lambda one, every: classes(one, every) - ({"é", "]"} if one == r"\p{L}" else {"^"}),
+        tiktoken_encoder.Class, "by_tokenizers", lambda own, text: classes(own, text) - {"é", "]"}
     )
-    tiktoken_encoder.class_differences.cache_clear()
-    try:
-        encoder = encoder_of(BACKENDS[0])
-    finally:
-        tiktoken_encoder.class_differences.cache_clear()
+    encoder = encoder_of(BACKENDS[0])
     assert encoder.encode("café") is None
     assert encoder.encode("cafe ä") is not None
+    assert encoder.encode("é") is None  # asked a second time
 
 
 @pytest.mark.parametrize("run", ["a", "1", "^", "世", "ab"])

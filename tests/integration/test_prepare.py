@@ -172,3 +172,42 @@ def test_a_helper_s_refusal_is_one_message_and_leaves_nothing(tmp_path: Path) ->
     assert ended.stderr.count("rows.jsonl:1778") == 1
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
     shutil.rmtree(tmp_path / "cache")
+
+
+def _may_mount() -> bool:
+    found = shutil.which("unshare")
+    return bool(found) and subprocess.run([*PRIVATE, "true"], capture_output=True).returncode == 0
+
+
+PRIVATE = ("unshare", "--user", "--map-root-user", "--mount")
+"""Runs a command that may mount what nobody else sees."""
+
+
+@pytest.mark.integration
+@pytest.mark.chaos
+@pytest.mark.skipif(not _may_mount(), reason="needs a mount namespace: unshare --user --mount")
+@pytest.mark.parametrize("size", ["300k", "900k"])
+def test_a_full_disk_is_one_message_and_room_lets_it_go_on(
+    rows: Path, alone: Path, tmp_path: Path, size: str
+) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    cache.mkdir()
+    asked = request(rows, "unused", processes=2)
+    asked["data"]["cache_dir"] = str(cache)
+    (tmp_path / "request.json").write_text(json.dumps(asked))
+    asked_for = f'"$(cat {tmp_path}/request.json)"'
+    prepare = f"{sys.executable} -m tests.support.preparer {asked_for} {PART_BYTES}"
+    script = f"""
+        mount -t tmpfs -o size={size} tmpfs {cache} || exit 9
+        {prepare} > /dev/null && exit 8
+        ls {cache} > {tmp_path}/after_the_first
+        mount -o remount,size=100m {cache} || exit 7
+        cp -r "$({prepare})" {out}
+    """
+    ended = subprocess.run(
+        [*PRIVATE, "sh", "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "No space left on device. Free some space" in ended.stderr
+    assert f"{alone.name}.work" in (tmp_path / "after_the_first").read_text()
+    assert contents(out) == contents(alone)

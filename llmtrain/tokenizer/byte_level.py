@@ -101,5 +101,17 @@ def gpt2_bytes() -> dict[str, int]:
     return byte_of | {chr(0x100 + i): b for i, b in enumerate(rest)}
 
 
+_LATIN = {ord(c): chr(b) for c, b in gpt2_bytes().items()}
+_LATIN |= {b: "\uffff" for b in range(256) if b not in _LATIN}  # is in no alphabet
+
+
+def token_bytes(token: str) -> bytes | None:
+    """Return the bytes that the characters of `token` stand for; None: not all of them do."""
+    try:
+        return token.translate(_LATIN).encode("latin-1")
+    except UnicodeEncodeError:
+        return None
+
+
 ALPHABET = tuple(sorted(gpt2_bytes()))
 """The 256 characters, in code point order."""

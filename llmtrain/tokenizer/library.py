@@ -22,7 +22,7 @@ from llmtrain.tokenizer.base import (
     as_ids,
     file_content,
 )
-from llmtrain.tokenizer.byte_level import decoded_prefix, gpt2_bytes, split_steps
+from llmtrain.tokenizer.byte_level import decoded_prefix, split_steps, token_bytes
 from llmtrain.tokenizer.sample import cut_text
 from llmtrain.tokenizer.tiktoken_encoder import TiktokenEncoder, make_encoder
 
@@ -68,17 +68,20 @@ class LibraryTokenizer:
         self._cuttable = bool(split_steps(settings) and not settings.get("normalizer"))
         self._encoded_chars = 0
 
+    @cached_property
+    def _byte_lengths(self) -> npt.NDArray[np.int32] | None:
+        if self._bytes_of is None:
+            return None
+        lengths = np.zeros(self.vocab_size, dtype=np.int32)
+        lengths[list(self._bytes_of)] = [len(raw) for raw in self._bytes_of.values()]
+        return lengths
+
     def byte_lengths(self) -> npt.NDArray[np.int32] | None:
         """Return the UTF-8 bytes that each id stands for, shape (vocab_size,); 0 in holes.
 
         None: ids do not stand for the bytes of their text one by one.
         """
-        if self._bytes_of is None:
-            return None
-        lengths = np.zeros(self.vocab_size, dtype=np.int32)
-        for token, raw in self._bytes_of.items():
-            lengths[token] = len(raw)
-        return lengths
+        return self._byte_lengths
 
     def encode(self, text: str) -> TokenIds:
         """Return the ids of `text`, shape (tokens,), without a separator."""
@@ -189,14 +192,11 @@ def _byte_level_tokens(
     prefix = decoded_prefix(settings.get("decoder") or {})
     if prefix is None:
         return None
-    byte_of = gpt2_bytes()
     added = backend.get_added_tokens_decoder()
     bytes_of = {}
     for token, index in vocab.items():
-        if index in added or not all(c in byte_of for c in token):
-            bytes_of[index] = token.encode("utf-8")
-        else:
-            bytes_of[index] = bytes(byte_of[c] for c in token.removeprefix(prefix))
+        raw = None if index in added else token_bytes(token.removeprefix(prefix))
+        bytes_of[index] = token.encode("utf-8") if raw is None else raw
     return bytes_of
 
 

@@ -23,7 +23,7 @@ import tokenizers
 from tokenizers import Regex, models, pre_tokenizers
 
 from llmtrain.tokenizer.base import TokenIds
-from llmtrain.tokenizer.byte_level import gpt2_bytes, split_steps
+from llmtrain.tokenizer.byte_level import gpt2_bytes, split_steps, token_bytes
 from llmtrain.tokenizer.hard_texts import HARD_TEXTS
 
 # tiktoken looks for special tokens in every text; with none at all, at every byte of it.
@@ -132,8 +132,7 @@ def _ranks(model: dict[str, Any], added: set[str]) -> tuple[dict[bytes, int], li
     for token, encoding in zip(ids, alone.encode_batch_fast(pieces), strict=True):
         if encoding.ids != [token]:
             return None
-    ranks = {bytes(map(byte_of.__getitem__, piece)): rank for rank, piece in enumerate(pieces)}
-    return ranks, ids
+    return {token_bytes(piece) or b"": rank for rank, piece in enumerate(pieces)}, ids
 
 
 class Classes:

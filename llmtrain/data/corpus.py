@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmtrain.config.groups.dedup import NearConfig
 from llmtrain.data.dedup import content_digest
+from llmtrain.data.dedup_sketch import sketch_texts
 from llmtrain.data.record import Arrays, Record, RecordReader, Shelf
+
+SKETCHED_BYTES = 1 << 20
+"""Text that is sketched at once."""
 
 Numbers = npt.NDArray[np.int64]
 
@@ -17,8 +22,13 @@ Numbers = npt.NDArray[np.int64]
 class CorpusWriter:
     """Collects the documents of one unit."""
 
-    def __init__(self) -> None:
-        """Start without documents."""
+    def __init__(self, near: NearConfig | None = None) -> None:
+        """Start without documents.
+
+        Args:
+            near: Sketch them, for near-duplicates to be found; None: do not.
+        """
+        self._near = near
         self._texts = bytearray()
         self._ids = bytearray()
         self._digests = bytearray()
@@ -46,29 +56,47 @@ class CorpusWriter:
             "characters": np.array(self._characters, dtype=np.int64),
             "id_sizes": np.array(self._id_sizes, dtype=np.int64),
         }
+        if self._near is not None:
+            arrays |= self._sketched(self._near)
         return Record(facts or {}, arrays)
+
+    def _sketched(self, near: NearConfig) -> Arrays:
+        sketches = [np.zeros((0, near.permutations), dtype=np.uint32)]
+        empty = [np.zeros(0, dtype=bool)]
+        ends = np.cumsum(self._sizes, dtype=np.int64)
+        starts = _starts(np.array(self._sizes, dtype=np.int64))
+        for batch in cut_batches(np.array(self._sizes), range(len(ends)), SKETCHED_BYTES):
+            texts = [self._texts[starts[n] : ends[n]].decode("utf-8") for n in batch]
+            found = sketch_texts(texts, near)
+            sketches.append(found[0])
+            empty.append(found[1])
+        return {"sketches": np.concatenate(sketches), "no_ngrams": np.concatenate(empty)}
 
 
 class Corpus:
-    """Documents of several records, numbered through; in memory 60 bytes each."""
+    """Documents of several records, numbered through; in memory 68 bytes each."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Take the documents of the records `paths`, in order."""
         self._shelf = Shelf(paths)
         counts: list[int] = []
-        columns: list[list[Numbers]] = [[np.zeros(0, dtype=np.int64)] for _ in range(5)]
+        columns: list[list[Numbers]] = [[np.zeros(0, dtype=np.int64)] for _ in range(6)]
         digests = [np.zeros((0, 16), dtype=np.uint8)]
         for path in paths:
             reader = RecordReader(path)
             sizes, id_sizes = reader.array("sizes"), reader.array("id_sizes")
             counts.append(len(sizes))
             digests.append(reader.array("digests"))
-            found = sizes, _starts(sizes), reader.array("characters"), id_sizes, _starts(id_sizes)
+            found = (
+                sizes, _starts(sizes), reader.array("characters"), id_sizes, _starts(id_sizes),
+                np.arange(len(sizes)),
+            )  # fmt: skip
             for column, part in zip(columns, found, strict=True):
                 column.append(part)
         self._record = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         whole = map(np.concatenate, columns)
-        self._sizes, self._starts, self._characters, self._id_sizes, self._id_starts = whole
+        self._sizes, self._starts, self._characters, self._id_sizes, self._id_starts, own = whole
+        self._places: Numbers = own
         self._digests = np.concatenate(digests)
         self.numbers: Numbers = np.arange(len(self._sizes), dtype=np.int64)
         """What each document was numbered before any `select`, shape (documents,)."""
@@ -127,9 +155,34 @@ class Corpus:
         """Return the length of each document, shape (documents,), in characters."""
         return self._characters
 
+    def sketches(self) -> Iterator[tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]]:
+        """Yield what `sketch_texts` made of all documents, in order, some at a time."""
+        cuts = np.flatnonzero(np.diff(self._record)) + 1
+        for numbers in np.split(np.arange(len(self)), cuts):
+            if len(numbers):
+                reader = self._shelf[int(self._record[numbers[0]])]
+                places = self._places[numbers]
+                yield reader.array("sketches")[places], reader.array("no_ngrams")[places]
+
     def _read(self, number: int, name: str, starts: Numbers, sizes: Numbers) -> str:
         start, record = int(starts[number]), self._shelf[int(self._record[number])]
         return record.part(name, start, start + int(sizes[number])).tobytes().decode("utf-8")
+
+
+def cut_batches(
+    sizes: npt.NDArray[Any], order: Iterable[int], most_bytes: int, most: int = 4096
+) -> Iterator[list[int]]:
+    """Yield `order` in runs of about `most_bytes` of text, and of `most` documents at most."""
+    numbers: list[int] = []
+    held = 0
+    for number in map(int, order):
+        numbers.append(number)
+        held += int(sizes[number])
+        if held >= most_bytes or len(numbers) == most:
+            yield numbers
+            numbers, held = [], 0
+    if numbers:
+        yield numbers
 
 
 def _starts(sizes: Numbers) -> Numbers:

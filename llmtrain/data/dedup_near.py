@@ -10,7 +10,6 @@ that met, and file names, their order and the number of processes have no say.
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,16 @@ import numpy.typing as npt
 from rich.progress import Progress
 
 from llmtrain.config.groups.dedup import NearConfig
-from llmtrain.data.corpus import Corpus
+from llmtrain.data.corpus import Corpus, cut_batches
 from llmtrain.data.dedup_report import EXAMPLES, Example, make_example
 from llmtrain.data.dedup_shingle import Hashes, Shingler, jaccard
 from llmtrain.data.dedup_sketch import Sketches
 
 BATCH_BYTES = 1 << 20
-"""Text that is sketched, or compared, at once."""
+"""Text that is compared at once."""
 
 BATCH_DOCUMENTS = 4096
-"""Documents that are sketched, or compared, at once."""
+"""Documents that are compared at once."""
 
 CACHE_BYTES = 64 << 20
 """N-gram sets that are kept in memory: many documents are compared with one."""
@@ -74,7 +73,7 @@ def find_near_duplicates(
     """Return which documents of `own` to drop; equal ones must be gone already.
 
     Args:
-        own: The documents.
+        own: The documents, sketched under `config`.
         config: What counts as near.
         folder: Where scratch files may be; about 800 bytes a document.
         bars: Shows how far it is.
@@ -86,10 +85,8 @@ def find_near_duplicates(
     corpus = own if before is None else before.followed_by(own)
     shingler = Shingler(config)
     sketches = Sketches(config, len(corpus), folder)
-    bar = bars.add_task("sketch documents", total=int(corpus.sizes().sum()))
-    for numbers, size in _batches(corpus.sizes(), range(len(corpus))):
-        sketches.add(list(corpus.texts(numbers)), shingler)
-        bars.advance(bar, size)
+    for made, empty in corpus.sketches():
+        sketches.add(made, empty)
     meets = sketches.meet()
     return _Choice(corpus, len(corpus) - len(own), config, sketches, shingler).run(meets, bars)
 
@@ -128,7 +125,7 @@ class _Choice:
         bar = bars.add_task("compare documents", total=len(self._order))
         took = np.zeros(len(self._order), dtype=bool)
         rank = 0
-        for numbers, _ in _batches(self._corpus.sizes(), self._order):
+        for numbers in cut_batches(self._corpus.sizes(), self._order, BATCH_BYTES, BATCH_DOCUMENTS):
             self._sets.load(numbers)
             places = np.ascontiguousarray(self._sketches.buckets[:, numbers].T)
             for number, buckets in zip(numbers, places, strict=True):
@@ -207,17 +204,3 @@ def _by_content(corpus: Corpus) -> npt.NDArray[np.int64]:
     """Return the numbers of all documents, the longest first, equally long ones by hash."""
     digests = corpus.digests().view(">u8").reshape(-1, 2)
     return np.lexsort((digests[:, 1], digests[:, 0], -corpus.sizes()))
-
-
-def _batches(sizes: npt.NDArray[np.int64], order: Iterable[int]) -> Iterator[tuple[list[int], int]]:
-    """Yield (numbers, bytes) of documents that are worked on at once, in `order`."""
-    numbers: list[int] = []
-    held = 0
-    for number in map(int, order):
-        numbers.append(number)
-        held += int(sizes[number])
-        if held >= BATCH_BYTES or len(numbers) == BATCH_DOCUMENTS:
-            yield numbers, held
-            numbers, held = [], 0
-    if numbers:
-        yield numbers, held

@@ -66,20 +66,18 @@ class Sketches:
         """Of each bucket, how many are in it, and then as many numbers. Shape (sum of rooms,)."""
         self._empty = np.zeros(documents, dtype=bool)
 
-    def add(self, texts: Sequence[str], shingler: Shingler) -> None:
-        """Sketch the next documents."""
-        hashes, starts = shingler.hashes(texts)
-        sketches = make_sketches(hashes, starts, self._config.permutations, self._config.seed)
-        at = slice(self._filled, self._filled + len(texts))
+    def add(self, sketches: npt.NDArray[np.uint32], empty: npt.NDArray[np.bool_]) -> None:
+        """Take in what `sketch_texts` made of the next documents."""
+        at = slice(self._filled, self._filled + len(sketches))
         self.values[at] = sketches
-        self._empty[at] = starts[1:] == starts[:-1]
+        self._empty[at] = empty
         for band in range(self.bands):
             part = sketches[:, band * self._rows : (band + 1) * self._rows].astype(np.uint64)
-            key = np.zeros(len(texts), dtype=np.uint64)
+            key = np.zeros(len(sketches), dtype=np.uint64)
             for column in part.T:
                 key = mix(key * np.uint64(MULTIPLIER) + column)
             self.buckets[band, at] = key
-        self._filled += len(texts)
+        self._filled += len(sketches)
 
     def meet(self) -> npt.NDArray[np.bool_]:
         """Find the buckets of two documents and more, and make room in `members` for each.
@@ -118,6 +116,15 @@ class Sketches:
             members[start + held] = number
             members[start - 1] = held + 1
         return fits
+
+
+def sketch_texts(
+    texts: Sequence[str], config: NearConfig
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
+    """Return the sketch of each text, shape (documents, permutations), and which have no n-gram."""
+    hashes, starts = Shingler(config).hashes(texts)
+    sketches = make_sketches(hashes, starts, config.permutations, config.seed)
+    return sketches, starts[1:] == starts[:-1]
 
 
 def make_sketches(

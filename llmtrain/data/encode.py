@@ -1,10 +1,10 @@
 """The stage `encode`: the documents of one record that were chosen, as ids."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from llmtrain.data.corpus import Corpus, Numbers
+from llmtrain.data.corpus import Corpus, Numbers, cut_batches
 from llmtrain.data.manifest import dtype_for
 from llmtrain.data.record import Record
 from llmtrain.data.tokenizer_report import TokenizerReport
@@ -40,7 +40,7 @@ def encode_documents(
     pieces: list[np.ndarray] = []
     lengths: list[int] = []
     report = TokenizerReport(tokenizer)
-    for batch in _batches(corpus.sizes(), places):
+    for batch in cut_batches(corpus.sizes(), places.tolist(), BATCH_BYTES):
         texts = list(corpus.texts(batch))
         for number, text, ids in zip(batch, texts, tokenizer.encode_batch(texts), strict=True):
             _check_ids(ids, tokenizer.vocab_size)
@@ -59,13 +59,3 @@ def _check_ids(ids: TokenIds, vocab_size: int) -> None:
             f"The tokenizer gave id {int(ids.max())}, but its vocabulary has {vocab_size} ids: "
             "its files do not fit together."
         )
-
-
-def _batches(sizes: Numbers, places: Numbers) -> list[Sequence[int]]:
-    """Return `places` in runs of about `BATCH_BYTES` of text."""
-    if not len(places):
-        return []
-    held = np.cumsum(sizes[places])
-    numbers = (held - sizes[places]) // BATCH_BYTES
-    cuts = np.flatnonzero(np.diff(numbers)) + 1
-    return [run.tolist() for run in np.split(places, cuts)]

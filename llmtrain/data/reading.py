@@ -20,7 +20,8 @@ def read_and_clean(config: DataConfig, part: Part) -> Record:
     Raises:
         DataError: something there cannot be used.
     """
-    cleaner, documents, skipped = Cleaner(config.clean), CorpusWriter(), SkipCount()
+    cleaner, skipped = Cleaner(config.clean), SkipCount()
+    documents = CorpusWriter(config.near if config.dedup == "near" else None)
     read = replaced = 0
     for document in read_part(config, part, skipped):
         read += 1

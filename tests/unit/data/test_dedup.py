@@ -61,7 +61,7 @@ def test_exact_duplicates_are_found_by_content() -> None:
 
 def near(texts: list[str], folder: Path, **settings: Any) -> tuple[NearDuplicates, list[str]]:
     """Return what is found in `texts`, all different, and those that are kept."""
-    writer = CorpusWriter()
+    writer = CorpusWriter(NearConfig(**settings))
     for number, text in enumerate(texts):
         writer.add(text, id=f"row {number}")
     writer.record().save(folder / "corpus")

@@ -211,3 +211,46 @@ def test_a_full_disk_is_one_message_and_room_lets_it_go_on(
     assert "No space left on device. Free some space" in ended.stderr
     assert f"{alone.name}.work" in (tmp_path / "after_the_first").read_text()
     assert contents(out) == contents(alone)
+
+
+NODE = """
+import sys, torch
+from torch.distributed import FileStore
+from tests.support.runs import compose_run
+from llmtrain.console import make_console
+from llmtrain.distributed.env import RankInfo
+from llmtrain.tasks.train import prepare_once
+
+rank, path, *words = sys.argv[1:]
+store = FileStore(path, 2)
+info = RankInfo(rank=int(rank), local_rank=0, world_size=2, device=torch.device("cpu"))
+try:
+    print(prepare_once(compose_run(*words), info, store, make_console(stderr=True)))
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.integration
+def test_another_node_helps(rows: Path, tmp_path: Path) -> None:
+    """Two nodes that share a file system, each a process here; and what both hear of a refusal."""
+
+    def nodes(*words: str) -> list[str]:
+        path = str(tmp_path / f"store_{len(words)}")
+        found = [
+            subprocess.Popen(
+                [sys.executable, "-c", NODE, str(rank), path, *words],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        return [process.communicate(timeout=120)[0].strip() for process in found]
+
+    shared = ("data=jsonl", f"data.path={rows / 'rows.jsonl'}", "data.processes=1")
+    first, second = nodes(*shared, f"data.cache_dir={tmp_path}", "data.dedup=near")
+    assert first == second and (Path(first) / "manifest.json").is_file()
+    refused = nodes(
+        *shared, f"data.cache_dir={tmp_path}", "data.dedup=near", "data.clean.min_words=99999"
+    )
+    assert refused == ["DataError", "RefusedElsewhereError"]

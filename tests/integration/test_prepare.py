@@ -214,43 +214,41 @@ def test_a_full_disk_is_one_message_and_room_lets_it_go_on(
 
 
 NODE = """
-import sys, torch
-from torch.distributed import FileStore
+import json, sys, torch
+from torch.distributed import FileStore, PrefixStore
 from tests.support.runs import compose_run
 from llmtrain.console import make_console
 from llmtrain.distributed.env import RankInfo
 from llmtrain.tasks.train import prepare_once
 
-rank, path, *words = sys.argv[1:]
-store = FileStore(path, 2)
-info = RankInfo(rank=int(rank), local_rank=0, world_size=2, device=torch.device("cpu"))
-try:
-    print(prepare_once(compose_run(*words), info, store, make_console(stderr=True)))
-except Exception as error:
-    print(type(error).__name__)
+store = FileStore(sys.argv[2], 2)
+info = RankInfo(
+    rank=int(sys.argv[1]), local_rank=0, world_size=2, device=torch.device("cpu")
+)
+for number, words in enumerate(json.loads(sys.argv[3])):
+    try:
+        own = PrefixStore(str(number), store)
+        print(prepare_once(compose_run(*words), info, own, make_console(stderr=True)))
+    except Exception as error:
+        print(type(error).__name__)
 """
 
 
 @pytest.mark.integration
 def test_another_node_helps(rows: Path, tmp_path: Path) -> None:
     """Two nodes that share a file system, each a process here; and what both hear of a refusal."""
-
-    def nodes(*words: str) -> list[str]:
-        path = str(tmp_path / f"store_{len(words)}")
-        found = [
-            subprocess.Popen(
-                [sys.executable, "-c", NODE, str(rank), path, *words],
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(2)
-        ]
-        return [process.communicate(timeout=120)[0].strip() for process in found]
-
-    shared = ("data=jsonl", f"data.path={rows / 'rows.jsonl'}", "data.processes=1")
-    first, second = nodes(*shared, f"data.cache_dir={tmp_path}", "data.dedup=near")
-    assert first == second and (Path(first) / "manifest.json").is_file()
-    refused = nodes(
-        *shared, f"data.cache_dir={tmp_path}", "data.dedup=near", "data.clean.min_words=99999"
-    )
-    assert refused == ["DataError", "RefusedElsewhereError"]
+    shared = ["data=jsonl", f"data.path={rows / 'rows.jsonl'}", f"data.cache_dir={tmp_path}"]
+    shared += ["data.processes=1", "data.dedup=near"]
+    runs = json.dumps([shared, [*shared, "data.clean.min_words=99999"]])
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-c", NODE, str(rank), str(tmp_path / "store"), runs],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    first, second = (node.communicate(timeout=120)[0].split() for node in nodes)
+    assert (Path(first[0]) / "manifest.json").is_file()
+    assert first == [first[0], "DataError"]
+    assert second == [first[0], "RefusedElsewhereError"]

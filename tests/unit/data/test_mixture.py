@@ -127,6 +127,11 @@ def test_every_epoch_is_dealt_out_exactly(sources: list[tuple[int, float]], seed
         for number, count in enumerate(counts):
             seen = np.bincount(found[source == number] - starts[number], minlength=count)
             assert len(seen) == count and seen.max() - seen.min() <= 2
+    all_epochs = sampler.sample(np.arange(3 * size))
+    seen = np.bincount(all_epochs, minlength=sum(counts))
+    for number, count in enumerate(counts):
+        own = seen[starts[number] : starts[number] + count]
+        assert own.max() - own.min() <= 1  # each comes again only after all others have
     place = size // 2
     assert sampler.sample(place) == sampler.sample(np.arange(size))[place]
     assert sampler.run(place, 3).tolist() == sampler.sample(np.arange(place, place + 3)).tolist()

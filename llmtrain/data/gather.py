@@ -90,8 +90,8 @@ class ShardPlan:
         lengths = self._lengths[documents]
         places = np.cumsum(lengths) - lengths
         records = np.searchsorted(self._bounds, documents, side="right") - 1
-        dtype = self._shelf[int(records[0])].part("tokens", 0, 0).dtype
-        out = np.empty(int(lengths.sum()), dtype=dtype)
+        first = self._shelf[int(records[0])].part("tokens", 0, 1)  # a document has a separator
+        out = np.empty(int(lengths.sum()), dtype=first.dtype)
         for i in np.lexsort((documents, records)):
             start, length, place = self._starts[documents[i]], lengths[i], places[i]
             tokens = self._shelf[int(records[i])].part("tokens", int(start), int(start + length))

@@ -129,8 +129,7 @@ class MixedDataset:
         found, places = [], []
         for number in np.unique(source):
             here = np.flatnonzero(source == number)
-            own = np.where(rows[here] < 0, -1, rows[here] - starts[number])
-            found.append(self.parts[number].fill(own, seq_len, samples))
+            found.append(self.parts[number].fill(rows[here] - starts[number], seq_len, samples))
             places.append(here)
         back = np.argsort(np.concatenate(places))
         within = [part.document_positions for part in found if part.document_positions is not None]

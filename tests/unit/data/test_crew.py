@@ -31,6 +31,7 @@ def test_a_record_comes_back_whole_and_in_parts(tmp_path: Path) -> None:
         assert found.dtype == array.dtype and found.shape == array.shape
         assert (found == array).all()
     assert reader.part("bytes", 2, 4).tobytes() == b"cd"
+    assert reader.part("bytes", 6, 6).tobytes() == reader.part("none", 0, 0).tobytes() == b""
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 

@@ -71,6 +71,23 @@ def near(texts: list[str], folder: Path, **settings: Any) -> tuple[NearDuplicate
     return found, list(corpus.texts(kept))
 
 
+def test_what_stands_before_is_kept_whatever_it_is(tmp_path: Path) -> None:
+    rng = random.Random(2)
+    text = " ".join(f"w{rng.randrange(5000)}" for _ in range(200))
+    parts = {"before": [text, edit(text, 0.01, rng)], "own": [edit(text, 0.01, rng), "else " * 9]}
+    corpora = {}
+    for name, texts in parts.items():
+        writer = CorpusWriter(NearConfig())
+        for each in texts:
+            writer.add(each)
+        writer.record().save(tmp_path / name)
+        corpora[name] = Corpus([tmp_path / name])
+    bars = Progress(disable=True)
+    found = find_near_duplicates(corpora["own"], NearConfig(), tmp_path, bars, corpora["before"])
+    assert found.dropped == [0]
+    assert len(corpora["before"]) == len(corpora["own"]) == 2
+
+
 def test_a_corpus_of_known_duplicates(tmp_path: Path) -> None:
     """Exact copies, near ones at five levels of edits, templates; English and Chinese."""
     made = make_corpus(seed=1, originals=240)

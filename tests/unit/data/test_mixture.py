@@ -68,11 +68,11 @@ def mixed(tmp_path: Path) -> Any:
     return run
 
 
-def corpus(prefix: str, count: int) -> dict[str, str]:
-    return {name: f"{prefix} {text}" for name, text in many_texts(count).items()}
+def corpus(prefix: str, count: int, words: int) -> dict[str, str]:
+    return {name: f"{prefix} {text}" for name, text in many_texts(count, words).items()}
 
 
-SOURCES = {"web": corpus("w", 60), "books": corpus("b", 40), "code": corpus("c", 12)}
+SOURCES = {"web": corpus("w", 90, 10), "books": corpus("b", 40, 40), "code": corpus("c", 12, 25)}
 
 
 @pytest.mark.parametrize("samples", ["windows", "documents", "packed"])
@@ -221,6 +221,22 @@ def test_nor_does_what_is_nearly_one(mixed: Any, together: bool) -> None:
     assert sorted(kept) == sorted(text for name, text in books.items() if name[0] == "b")
 
 
+def test_only_what_is_kept_keeps_others_out(mixed: Any) -> None:
+    """A ~ B ~ C, where A and C differ: B goes because of A, and C does not because of B."""
+    words = [f"w{number}" for number in range(200)]
+    a = " ".join([*words, "longest"])
+    b = " ".join([*words[:-20], *(f"x{number}" for number in range(20))])
+    c = " ".join([*(f"y{number}" for number in range(20)), *b.split()[20:]])
+    other = {f"{n}.txt": " ".join(f"{n}z{m}" for m in range(30)) for n in range(20)}
+    books = {"c.txt": c, "d.txt": "something else"}
+    folder = mixed({"web": {"a.txt": a, "b.txt": b} | other, "books": books}, dedup="near")
+    report = load_report(folder)["sources"]
+    assert report["web"]["documents"]["near_duplicates"] == 1
+    assert report["books"]["documents"]["near_duplicates"] == 0
+    alone = mixed({"new": {"b.txt": b} | other, "books": books}, dedup="near")
+    assert load_report(alone)["sources"]["books"]["documents"]["near_duplicates"] == 1
+
+
 def test_a_source_that_is_added_leaves_the_others_as_they_are(mixed: Any, tmp_path: Path) -> None:
     two = {name: SOURCES[name] for name in ("web", "books")}
     before = {s.name: s.folder for s in prepared_sources(mixed(two))}
@@ -244,7 +260,7 @@ def test_a_tokenizer_learned_here_is_learned_from_all(mixed: Any) -> None:
     assert len(hashes) == 1
     given_ = PretrainedTokenizerConfig(path=str(both["web"] / "tokenizer.json"))
     first = {s.name: s.folder for s in prepared_sources(mixed(SOURCES, WEIGHTS, given_))}
-    more = SOURCES | {"more": corpus("m", 9)}
+    more = SOURCES | {"more": corpus("m", 9, 30)}
     second = {s.name: s.folder for s in prepared_sources(mixed(more, None, given_))}
     assert {name: second[name] for name in first} == first
 

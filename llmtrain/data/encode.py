@@ -1,6 +1,6 @@
 """The stage `encode`: the documents of one record that were chosen, as ids."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,9 +17,11 @@ BATCH_BYTES = 1 << 20
 def encode_documents(corpus: Corpus, places: Numbers, tokenizer: Tokenizer) -> Record:
     """Return the documents at `places` of `corpus` as ids, a separator behind each.
 
+    A prompt is encoded apart from its target: its ids are those of `generate prompt=...`.
+
     Returns:
         A record of `tokens`, shape (tokens,), and of `lengths`, shape (documents,), the separator
-        counted.
+        counted; where there are prompts, also of `prompts`, shape (documents,), in tokens.
 
     Raises:
         DataError: an id is outside the vocabulary.
@@ -28,13 +30,35 @@ def encode_documents(corpus: Corpus, places: Numbers, tokenizer: Tokenizer) -> R
     separator = np.array([tokenizer.separator_id], dtype=dtype)
     pieces: list[np.ndarray] = []
     lengths: list[int] = []
-    for batch in _batches(corpus.sizes(), places):
-        for ids in tokenizer.encode_batch(list(corpus.texts(batch))):
-            _check_ids(ids, tokenizer.vocab_size)
-            pieces += [ids.astype(dtype), separator]
-            lengths.append(ids.size + 1)
+    prompts: list[int] = []
+    for prompt, ids in _encode(corpus, places, tokenizer):
+        _check_ids(ids, tokenizer.vocab_size)
+        pieces += [ids.astype(dtype), separator]
+        lengths.append(ids.size + 1)
+        prompts.append(prompt)
     tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype=dtype)
-    return Record({}, {"tokens": tokens, "lengths": np.array(lengths, dtype=np.int64)})
+    arrays = {"tokens": tokens, "lengths": np.array(lengths, dtype=np.int64)}
+    if any(prompts):
+        arrays["prompts"] = np.array(prompts, dtype=np.int64)
+    return Record({}, arrays)
+
+
+def _encode(
+    corpus: Corpus, places: Numbers, tokenizer: Tokenizer
+) -> Iterator[tuple[int, TokenIds]]:
+    """Yield how many ids of each document are its prompt, and all of its ids."""
+    prompts = corpus.prompts()
+    for batch in _batches(corpus.sizes(), places):
+        texts = list(corpus.texts(batch))
+        if prompts is None:
+            yield from ((0, ids) for ids in tokenizer.encode_batch(texts))
+            continue
+        raw = [text.encode("utf-8") for text in texts]
+        heads = [r[:n].decode("utf-8") for r, n in zip(raw, prompts[batch], strict=True)]
+        tails = [r[n:].decode("utf-8") for r, n in zip(raw, prompts[batch], strict=True)]
+        encoded = tokenizer.encode_batch([*heads, *tails])
+        for head, tail in zip(encoded[: len(raw)], encoded[len(raw) :], strict=True):
+            yield head.size, np.concatenate([head, tail])
 
 
 def _check_ids(ids: TokenIds, vocab_size: int) -> None:

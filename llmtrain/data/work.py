@@ -145,7 +145,10 @@ class SourceWork:
         for path in written:
             files |= _check(path)
         files[DIGESTS] = write_file(out / DIGESTS, written_digests(choice).tobytes())
-        files[REPORT] = write_file(out / REPORT, json_bytes(_report(choice, shards, tokenizer)))
+        report = _report(choice, shards, tokenizer)
+        if prompt_tokens := plan.prompt_tokens():
+            report["prompt_tokens"] = prompt_tokens
+        files[REPORT] = write_file(out / REPORT, json_bytes(report))
         manifest = Manifest(
             dtype=dtype_for(tokenizer.vocab_size).name,
             settings_hash=self._digest,

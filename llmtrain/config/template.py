@@ -22,8 +22,7 @@ def parse_template(key: str, template: str) -> tuple[tuple[str, str | None], ...
         template: The text.
 
     Returns:
-        Pairs of text, escapes resolved, and the name of a field; None where there is none, which
-        only the last one may have.
+        Pairs of text, escapes resolved, and the name of a field; None where there is none.
 
     Raises:
         ConfigError: braces that are not closed or hold more than a name, or an unknown escape.

@@ -262,7 +262,7 @@ class Trainer:
         tokens_per_s = (self._state.tokens - self._told_tokens) / times.pop("elapsed_s")
         self._told_tokens = self._state.tokens
         device_tokens_per_s = tokens_per_s / p.plan.world_size
-        # Of whole rows: what is not counted in the loss, such as a prompt, is computed all the same.
+        # Of whole rows: what is not counted in the loss is computed all the same.
         rows_tokens_per_s = p.plan.tokens_per_step / times["step_time_s"] / p.plan.world_size
         flops = rows_tokens_per_s * (p.plan.flops_per_token or 0.0)
         line = {

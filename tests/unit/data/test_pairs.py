@@ -24,6 +24,7 @@ from llmtrain.config.groups.data import (
 from llmtrain.config.groups.mixture import MixedSource
 from llmtrain.config.groups.tokenizer import BPETokenizerConfig, ByteTokenizerConfig
 from llmtrain.config.template import parse_template, template_fields
+from llmtrain.data.cache import source_settings
 from llmtrain.data.dataset import TokenDataset
 from llmtrain.data.prepare import load_report, prepare
 from llmtrain.data.skip import SkipCount
@@ -193,6 +194,13 @@ def test_the_cache_knows_what_was_asked_for(prepare_rows: PrepareRows) -> None:
     assert prepare_rows(ROWS, prompt=PAIR["prompt"], target="{en}") != folder
 
 
+def test_folders_from_before_pairs_keep_their_names(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", ROWS)
+    known = source_settings(JsonlDataConfig(path=path, cache_dir=str(tmp_path)))
+    assert not {"prompt", "target", "label_names", "truncate"} & known["data"].keys()
+    assert known["format_version"] == 1
+
+
 def test_fields_are_cleaned_and_templates_are_not(prepare_rows: PrepareRows) -> None:
     rows = [{"a": f"  <b>fat</b>\u00a0{i} \n", "b": f" yes\x07{i} "} for i in range(4)]
     folder = prepare_rows(
@@ -228,7 +236,9 @@ def test_duplicates_are_of_both_parts(prepare_rows: PrepareRows) -> None:
     found = [*pairs_in(folder), *pairs_in(folder, "validation")]
     prompts = ("German: a\nEnglish:", "German: b\nEnglish:")
     assert sorted(found) == [(prompts[0], " x"), (prompts[0], " y"), (prompts[1], " x")]
-    assert load_report(folder)["documents"]["duplicates"] == 3
+    report = load_report(folder)
+    assert report["documents"]["duplicates"] == 3
+    assert report["dedup"]["exact"]["characters"] == 3 * len("German: a\nEnglish: x")
 
 
 def test_near_duplicates_are_of_both_parts(prepare_rows: PrepareRows) -> None:

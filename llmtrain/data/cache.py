@@ -20,8 +20,12 @@ from llmtrain.tokenizer.pretrained import hash_pretrained
 PREPARE_VERSION = 2
 """Raised whenever the same input and settings would give other shards."""
 
-NOT_CONTENT = ("cache_dir", "samples", "path", "pattern", "streaming", "processes")
+NOT_CONTENT = ("cache_dir", "samples", "path", "pattern", "streaming", "processes", "truncate")
 """Settings of the group `data` that change nothing in the shards; files count by their content."""
+
+
+ONLY_IF_SET = ("target", "prompt", "label_names")
+"""Settings that folders made before there were any do not know of."""
 
 
 def cache_root(data: DataConfig) -> Path:
@@ -56,6 +60,7 @@ def source_settings(data: DataConfig) -> dict[str, Any]:
     """
     known = cache_root(data) / DIGESTS
     unused = (*NOT_CONTENT, "near") if data.dedup != "near" else NOT_CONTENT
+    unused = (*unused, *(key for key in ONLY_IF_SET if getattr(data, key, None) is None))
     return {
         "prepare_version": PREPARE_VERSION,
         "format_version": VERSION,

@@ -119,8 +119,13 @@ def _cut_document(corpus: Corpus, cut: int, data: DataConfig, added: CorpusWrite
     """Make two documents of the only one.
 
     Raises:
-        DataError: the second is not new.
+        DataError: the second is not new, or the only one is a pair.
     """
+    if getattr(data, "prompt", None) is not None:
+        raise DataError(
+            f"data.name={data.name} has one pair of prompt and target only: there is none to "
+            "validate on. Give two at least."
+        )
     text, id = corpus.text(0), corpus.id(0)
     head, tail = text[:cut], text[cut:]
     if data.dedup == "near" and are_near(head, tail, data.near):

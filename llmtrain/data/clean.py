@@ -6,6 +6,9 @@
     text       whitespace
     document   filters, the first that a document fails drops it
 
+Of a pair every field is cleaned on its own: what its templates say stays as it was written. Filters
+judge prompt and target together.
+
 What becomes of a document depends on that document alone: neither on the order in which documents
 come nor on which process cleans them.
 
@@ -36,6 +39,7 @@ from llmtrain.data.clean_text import (
     tidy_whitespace,
     to_nfc,
 )
+from llmtrain.data.document import Document
 
 TextRule = Callable[[str], str]
 
@@ -65,16 +69,24 @@ class Cleaner:
             text: A document.
             name: Where it comes from, for the examples in the report.
         """
-        text = self._apply(self._text_rules, text)
-        if self._line_rules:
-            text = self._drop_lines(text)
-        text = self._apply(self._last_rules, text)
-        measure = Measure(text)
-        for rule, stays in self._filters.items():
-            if not stays(measure):
-                self.counts[rule].add_drop(name, text)
-                return None
-        return text
+        text = self._change(text)
+        return text if self._stays(text, name) else None
+
+    def clean_document(self, document: Document) -> tuple[str, str] | None:
+        """Return prompt and target of `document` cleaned, or None where a filter drops it.
+
+        What is no pair is a target without a prompt. A pair without text in the fields of its
+        target is as empty as a document without text.
+        """
+        if document.pair is None:
+            text = self.clean(document.text, document.id)
+            return None if text is None else ("", text)
+        pair = document.pair.change(self._change)
+        prompt, target = pair.texts()
+        if not pair.has_target and self.config.min_chars > 0:
+            self.counts["min_chars"].add_drop(document.id, prompt + target)
+            return None
+        return (prompt, target) if self._stays(prompt + target, document.id) else None
 
     def merge(self, counts: dict[str, RuleCount]) -> None:
         """Add what a cleaner of the same settings did elsewhere."""
@@ -88,6 +100,20 @@ class Cleaner:
     def drops(self) -> dict[str, int]:
         """Return how many documents each filter dropped, without those that dropped none."""
         return {name: count.dropped for name, count in self.counts.items() if count.dropped}
+
+    def _change(self, text: str) -> str:
+        text = self._apply(self._text_rules, text)
+        if self._line_rules:
+            text = self._drop_lines(text)
+        return self._apply(self._last_rules, text)
+
+    def _stays(self, text: str, name: str) -> bool:
+        measure = Measure(text)
+        for rule, stays in self._filters.items():
+            if not stays(measure):
+                self.counts[rule].add_drop(name, text)
+                return False
+        return True
 
     def _apply(self, rules: dict[str, TextRule], text: str) -> str:
         for name, rule in rules.items():

@@ -2,15 +2,16 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.groups.data import HuggingFaceDataConfig, ParquetDataConfig
+from llmtrain.config.groups.data import HuggingFaceDataConfig, ParquetDataConfig, RowDataConfig
 from llmtrain.data.locate import is_local
 from llmtrain.data.part import PART_BYTES, Span, cut_rows
-from llmtrain.data.row import missing_key
+from llmtrain.data.row import fields_read, missing_key
 from llmtrain.data.stream import check_unchanged, whole_file
 from llmtrain.errors import DataError, did_you_mean
 
@@ -34,30 +35,32 @@ def parquet_spans(config: ParquetDataConfig, file: Path) -> Iterator[Span]:
     """
     whole = whole_file(file)
     with _open_parquet(file) as table:
-        _check_column(str(file), config.text_key, table.schema_arrow)
+        _check_columns(str(file), config, table.schema_arrow)
+        keys = list(fields_read(config))
         groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
         first = 0
-        for start, end, size in cut_rows(_column_bytes(g, config.text_key) for g in groups):
+        for start, end, size in cut_rows(_column_bytes(g, keys) for g in groups):
             yield replace(whole, start=start, end=end, first=first, bytes=size)
             first += sum(group.num_rows for group in groups[start:end])
 
 
 def parquet_rows(config: ParquetDataConfig, span: Span) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number of each row of `span`, and its one column `config.text_key`.
+    """Yield the number of each row of `span`, and its columns that `config` names.
 
     Raises:
         DataError: the file cannot be read, or is not what it was.
     """
-    file, key = Path(span.where), config.text_key
+    file, keys = Path(span.where), list(fields_read(config))
     number = span.first
     with _open_parquet(file) as table:
         check_unchanged(span, file.stat())
         groups = list(range(span.start, span.end))
         rows = sum(table.metadata.row_group(i).num_rows for i in groups)
         size = _rows_at_once(span.bytes, rows)
-        for batch in table.iter_batches(batch_size=size, row_groups=groups, columns=[key]):
-            for value in batch.column(0).to_pylist():
-                yield number, {key: value}
+        labels = _Labels(config, table.schema_arrow)
+        for batch in table.iter_batches(batch_size=size, row_groups=groups, columns=keys):
+            for row in zip(*(batch.column(key).to_pylist() for key in keys), strict=True):
+                yield number, labels.name(dict(zip(keys, row, strict=True)))
                 number += 1
 
 
@@ -72,10 +75,10 @@ def huggingface_spans(config: HuggingFaceDataConfig) -> Iterator[Span]:
     where = f"data.path={config.path}"
     if _is_streamed(dataset):
         if dataset.features is not None:
-            _check_column(where, config.text_key, dataset.features.arrow_schema)
+            _check_columns(where, config, dataset.features.arrow_schema)
         yield Span(str(config.path), PART_BYTES)
         return
-    _check_column(where, config.text_key, dataset.features.arrow_schema)
+    _check_columns(where, config, dataset.features.arrow_schema)
     rows = len(dataset)
     each = max(1, dataset.data.nbytes // max(1, rows))
     step = max(1, PART_BYTES // each)
@@ -87,12 +90,12 @@ def huggingface_spans(config: HuggingFaceDataConfig) -> Iterator[Span]:
 def huggingface_rows(
     config: HuggingFaceDataConfig, span: Span
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number of each row of `span`, and its one column `config.text_key`.
+    """Yield the number of each row of `span`, and its columns that `config` names.
 
     Raises:
         DataError: the dataset cannot be had, or ends in the middle.
     """
-    key = config.text_key
+    keys = list(fields_read(config))
     dataset = _load(_Wanted.of(config))
     if _is_streamed(dataset):
         yield from _streamed_rows(config, dataset)
@@ -101,11 +104,12 @@ def huggingface_rows(
         raise DataError(
             f"data.path={config.path} has changed while it was being read: start again."
         )
-    rows = dataset.select_columns([key]).select(range(span.start, span.end))
+    rows = dataset.select_columns(keys).select(range(span.start, span.end))
+    labels = _Labels(config, dataset.features.arrow_schema)
     number = span.first
     for batch in rows.iter(batch_size=_rows_at_once(span.bytes, span.end - span.start)):
-        for value in batch[key]:
-            yield number, {key: value}
+        for row in zip(*(batch[key] for key in keys), strict=True):
+            yield number, labels.name(dict(zip(keys, row, strict=True)))
             number += 1
 
 
@@ -118,6 +122,9 @@ def _is_streamed(dataset: Any) -> bool:
 def _streamed_rows(
     config: HuggingFaceDataConfig, dataset: Any
 ) -> Iterator[tuple[int, dict[str, Any]]]:
+    keys = fields_read(config)
+    known = None if dataset.features is None else dataset.features.arrow_schema
+    labels = _Labels(config, known)
     rows = enumerate(dataset)
     while True:
         try:
@@ -129,8 +136,8 @@ def _streamed_rows(
                 f"data.path={config.path} cannot be read further ({_first_line(error)}). Set "
                 "data.streaming=false to have it downloaded first."
             ) from error
-        if config.text_key in row:
-            row = {config.text_key: row[config.text_key]}
+        if keys.keys() <= row.keys():  # else the message is to tell what there is
+            row = labels.name({key: row[key] for key in keys})
         yield number, row
 
 
@@ -150,21 +157,23 @@ def _open_parquet(file: Path) -> Iterator[Any]:
         raise DataError(f"{file} is not a Parquet file that can be read ({error}).") from error
 
 
-def _column_bytes(group: Any, key: str) -> int:
-    """Return the bytes of one column of a row group, decompressed."""
+def _column_bytes(group: Any, keys: Sequence[str]) -> int:
+    """Return the bytes of some columns of a row group, decompressed."""
     columns = (group.column(i) for i in range(group.num_columns))
-    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == key)
+    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema in keys)
 
 
-def _check_column(where: str, key: str, schema: Any) -> None:
-    """Refuse a table without the column `key`, and one where that holds no text."""
-    if key not in schema.names:
-        raise DataError(missing_key(where, "column", key, schema.names))
-    if not _holds_text(schema.field(key).type):
-        texts = [field.name for field in schema if _holds_text(field.type)]
-        hint = f" Set data.text_key; columns of text: {', '.join(texts)}." if texts else ""
-        kind = schema.field(key).type
-        raise DataError(f"{where}: column '{key}' holds {kind}, not text.{hint}")
+def _check_columns(where: str, config: RowDataConfig, schema: Any) -> None:
+    """Refuse a table without the columns that `config` names, and one where they hold no text."""
+    holds = _holds_text if config.target is None else _holds_value
+    for key, setting in fields_read(config).items():
+        if key not in schema.names:
+            raise DataError(missing_key(where, "column", key, schema.names, setting))
+        if not holds(schema.field(key).type):
+            texts = [field.name for field in schema if holds(field.type)]
+            hint = f" Set {setting}; columns of text: {', '.join(texts)}." if texts else ""
+            kind = schema.field(key).type
+            raise DataError(f"{where}: column '{key}' holds {kind}, not text.{hint}")
 
 
 def _holds_text(kind: Any) -> bool:
@@ -173,6 +182,37 @@ def _holds_text(kind: Any) -> bool:
     if pyarrow.types.is_dictionary(kind):
         kind = kind.value_type
     return str(kind) in TEXT_TYPES
+
+
+def _holds_value(kind: Any) -> bool:
+    """Say whether a column holds what a template takes: text, numbers or truth values."""
+    from pyarrow import types
+
+    others = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
+    return _holds_text(kind) or any(is_kind(kind) for is_kind in others)
+
+
+class _Labels:
+    """Names of class labels, which a table of the library `datasets` keeps beside their numbers."""
+
+    def __init__(self, config: RowDataConfig, schema: Any) -> None:
+        raw = (schema.metadata or {}).get(b"huggingface") if schema is not None else None
+        features = json.loads(raw).get("info", {}).get("features", {}) if raw else {}
+        self._names: dict[str, list[str]] = {
+            key: features[key]["names"]
+            for key in fields_read(config)
+            if config.target is not None
+            and config.label_names is None
+            and features.get(key, {}).get("_type") == "ClassLabel"
+        }
+
+    def name(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return `row` with names for numbers; a number that has none, such as -1, is no label."""
+        for key, names in self._names.items():
+            number = row[key]
+            known = isinstance(number, int) and 0 <= number < len(names)
+            row[key] = names[number] if known else None
+        return row
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,18 @@ class CorpusWriter:
         self._sizes: list[int] = []
         self._characters: list[int] = []
         self._id_sizes: list[int] = []
+        self._prompts: list[int] = []
 
-    def add(self, text: str, id: str = "") -> None:
-        """Append the document `text` that comes from `id`."""
-        raw, name = text.encode("utf-8"), id.encode("utf-8", "replace")
+    def add(self, text: str, id: str = "", prompt: str = "") -> None:
+        """Append the document that is `prompt` and behind it `text`, and comes from `id`."""
+        head, name = prompt.encode("utf-8"), id.encode("utf-8", "replace")
+        raw = head + text.encode("utf-8")
+        self._prompts.append(len(head))
         self._texts += raw
         self._ids += name
         self._digests += content_digest(raw)
         self._sizes.append(len(raw))
-        self._characters.append(len(text))
+        self._characters.append(len(prompt) + len(text))
         self._id_sizes.append(len(name))
 
     def record(self, facts: dict[str, Any] | None = None) -> Record:
@@ -58,6 +61,8 @@ class CorpusWriter:
         }
         if self._near is not None:
             arrays |= self._sketched(self._near)
+        if any(self._prompts):
+            arrays["prompts"] = np.array(self._prompts, dtype=np.int64)
         return Record(facts or {}, arrays)
 
     def _sketched(self, near: NearConfig) -> Arrays:
@@ -122,6 +127,16 @@ class Corpus:
     def bounds(self) -> Numbers:
         """Return where the documents of each record begin, and the end; of an unselected corpus."""
         return np.searchsorted(self._record, np.arange(len(self._shelf) + 1)).astype(np.int64)
+
+    def prompts(self) -> Numbers | None:
+        """Return the size of each document's prompt, shape (documents,), in bytes; of an unselected
+        corpus. None: no document has one."""
+        found = [self._shelf[n].array_or_none("prompts") for n in range(len(self._shelf))]
+        if all(sizes is None for sizes in found):
+            return None
+        counts = np.diff(self.bounds())
+        parts = zip(found, counts, strict=True)
+        return np.concatenate([np.zeros(n, np.int64) if p is None else p for p, n in parts])
 
     def __len__(self) -> int:
         """Return the number of documents."""

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from llmtrain.config.groups.data import SAMPLES
-from llmtrain.data.manifest import load_manifest, mend, verify_files
+from llmtrain.config.groups.data import SAMPLES, TRUNCATE
+from llmtrain.data.manifest import PROMPTS, load_manifest, mend, verify_files
 from llmtrain.data.packing import NOWHERE, Packing
 from llmtrain.data.sampler import Sampler
 from llmtrain.data.shard import ShardReader
+from llmtrain.data.truncate import DocumentRows
 from llmtrain.errors import DataError, require_choice
 from llmtrain.tokenizer.base import Tokenizer
 from llmtrain.tokenizer.build import load_tokenizer
@@ -41,24 +42,36 @@ class TokenDataset:
     end; neighbours share one token, so every token but the first is a label exactly once.
     masked_windows: the same tokens, and where each document starts; what follows a separator is
     not a label.
-    documents: sample i is document i and its separator, cut to T+1 tokens or padded.
+    documents: sample i is document i and its separator, padded, or cut to T+1 tokens as
+    `data.truncate` says.
     packed: several documents a sample, see `data.packing`; every token but the first of a document
     is a label exactly once.
+
+    The tokens of a prompt are inputs in all of them, and labels in none.
     """
 
-    def __init__(self, folder: Path, split: str, verify: bool | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        verify: bool | None = None,
+        truncate: str = TRUNCATE[0],
+    ) -> None:
         """Open `split` of the prepared `folder`.
 
         Args:
             folder: What `prepare` returned.
             split: train | validation.
             verify: Hash every file; None: in folders up to 1 GiB. Sizes are always checked.
+            truncate: data.truncate.
 
         Raises:
+            ConfigError: there is no such split, or `truncate`.
             DataError: the folder is missing, corrupt or too new; names the file and the fix.
         """
         manifest = load_manifest(folder)
         require_choice("split", split, manifest.splits)
+        require_choice("data.truncate", truncate, TRUNCATE)
         verify_files(folder, manifest.files, verify)
         self.folder = folder
         self.split = split
@@ -66,15 +79,25 @@ class TokenDataset:
         self.separator_id = manifest.separator_id
         self.tokenizer_hash = manifest.tokenizer_hash
         shards = [s for s in manifest.splits[split] if s.tokens]
-        self._readers = [ShardReader(folder, shard, manifest.dtype) for shard in shards]
+        self._has_prompts = manifest.has_prompts
+        self._readers = [
+            ShardReader(folder, shard, manifest.dtype, self._has_prompts) for shard in shards
+        ]
         self._starts = _cumulative([s.tokens for s in shards])
         self.n_tokens = int(self._starts[-1])
         self.n_documents = sum(s.documents for s in shards)
+        self._truncate = truncate
         self._packings: dict[int, Packing] = {}
+        self._document_rows: dict[int, DocumentRows] = {}
         for shard, reader in zip(shards, self._readers, strict=True):
             if len(reader.offsets) != shard.documents + 1 or reader.offsets[-1] != shard.tokens:
                 raise DataError(
                     f"{folder / shard.name}.idx is corrupt: it does not fit its tokens. "
+                    f"{mend(folder)}"
+                )
+            if reader.prompts is not None and len(reader.prompts) != shard.documents:
+                raise DataError(
+                    f"{folder / shard.name}{PROMPTS} is corrupt: it does not fit its documents. "
                     f"{mend(folder)}"
                 )
 
@@ -102,7 +125,13 @@ class TokenDataset:
         """
         require_choice("data.samples", samples, SAMPLES)
         if samples == "documents":
-            count = self.n_documents
+            count = self.document_rows(seq_len).n_rows
+            if not count:
+                raise DataError(
+                    f"The {self.split} split has no document that fits model.seq_len={seq_len}: "
+                    f"data.truncate={self._truncate} leaves all {self.n_documents} of them out. "
+                    "Raise model.seq_len, or leave data.truncate out."
+                )
         elif samples == "packed":
             count = self.packing(seq_len).n_rows
         elif self.split == "train" if drop_last is None else drop_last:
@@ -132,11 +161,22 @@ class TokenDataset:
             DataError: the split is too small for one sample.
         """
         count = self.n_samples(seq_len, samples)
-        if samples in ("windows", "masked_windows"):
-            return float(seq_len)  # but for separators, in masked ones
-        lengths = np.diff(self._documents) - 1
-        whole = lengths if samples == "packed" else np.minimum(lengths, seq_len)
-        return max(1.0, float(whole.sum())) / count
+        return max(1.0, float(self._counted(seq_len, samples))) / count
+
+    def _counted(self, seq_len: int, samples: str) -> int:
+        """Return how many labels of all samples are counted in the loss."""
+        if samples == "documents":
+            return self.document_rows(seq_len).n_counted
+        starts = self._documents
+        if samples == "packed":
+            first = starts[:-1] + 1
+            first = first if self._targets is None else np.maximum(first, self._targets)
+            return int((starts[1:] - first).sum())
+        labels = self.n_samples(seq_len, samples) * seq_len  # but for separators, in masked ones
+        if self._targets is None:
+            return labels
+        first = np.maximum(self._targets, 1)
+        return int(np.maximum(0, np.minimum(starts[1:], labels + 1) - first).sum())
 
     def describe(self, seq_len: int, samples: str) -> str:
         """Return in some words what there is to train on."""
@@ -144,7 +184,33 @@ class TokenDataset:
         if samples == "packed":
             packing = self.packing(seq_len)
             words += f" in {packing.n_rows:,} packed rows ({packing.padding_ratio:.2%} padding)"
-        return words
+        if self._has_prompts:
+            words += f", {self._counted(seq_len, samples):,} of targets"
+        return words + self.describe_cuts(seq_len, samples)
+
+    def describe_cuts(self, seq_len: int, samples: str) -> str:
+        """Return in some words which documents are cut or left out, or "" where none is.
+
+        Raises:
+            DataError: no sample is left.
+        """
+        self.n_samples(seq_len, samples)
+        if samples != "documents":
+            return ""
+        rows = self.document_rows(seq_len)
+        counts = {"cut": rows.n_cut, "left out": rows.n_left_out}
+        told = [f"{count:,} {what}" for what, count in counts.items() if count]
+        if not told:
+            return ""
+        return f" (data.truncate={self._truncate}: {', '.join(told)} of {self.n_documents:,})"
+
+    def document_rows(self, seq_len: int) -> DocumentRows:
+        """Return the documents as rows of `seq_len`; computed once for each."""
+        if seq_len not in self._document_rows:
+            self._document_rows[seq_len] = DocumentRows(
+                self._documents, self._targets, seq_len, self._truncate
+            )
+        return self._document_rows[seq_len]
 
     def packing(self, seq_len: int) -> Packing:
         """Return how the documents are packed into rows of `seq_len`; computed once for each."""
@@ -164,10 +230,7 @@ class TokenDataset:
         if samples == "packed":
             return self._fill_packed(rows, seq_len)
         if samples == "documents":
-            known = (rows >= 0) & (rows < self.n_documents)
-            safe = np.where(known, rows, 0)
-            start = self._documents[safe]
-            end = np.where(known, self._documents[safe + 1], start)
+            start, end = self.document_rows(seq_len).spans(rows)
         else:
             start = np.where(rows < 0, self.n_tokens, rows * seq_len)
             end = np.full_like(start, self.n_tokens)
@@ -176,6 +239,7 @@ class TokenDataset:
         tokens_BT = np.full(place_BT.shape, self.separator_id, dtype=np.int64)
         tokens_BT[inside_BT] = self._gather(place_BT[inside_BT])
         labels_BT = np.where(inside_BT[:, 1:], tokens_BT[:, 1:], IGNORED)
+        self._ignore_prompts(labels_BT, place_BT[:, 1:], inside_BT[:, 1:])
         inputs_BT = np.ascontiguousarray(tokens_BT[:, :-1])
         if samples != "masked_windows":
             return Rows(inputs_BT, labels_BT, None)
@@ -191,7 +255,20 @@ class TokenDataset:
         labels_BT = np.full_like(place_BT, IGNORED)
         inputs_BT[inside_BT] = self._gather(places)
         labels_BT[inside_BT] = self._gather(places + 1)
+        self._ignore_prompts(labels_BT, place_BT + 1, inside_BT)
         return Rows(inputs_BT, labels_BT, position_BT)
+
+    def _ignore_prompts(
+        self, labels_BT: Ids, place_BT: Ids, inside_BT: npt.NDArray[np.bool_]
+    ) -> None:
+        """Make `IGNORED` of the labels whose tokens, at `place_BT` of the split, are of prompts."""
+        if self._targets is None:
+            return
+        places = place_BT[inside_BT]
+        document = np.searchsorted(self._documents, places, side="right") - 1
+        labels = labels_BT[inside_BT]
+        labels[places < self._targets[document]] = IGNORED
+        labels_BT[inside_BT] = labels
 
     def tokens(self, start: int, end: int) -> Ids:
         """Return tokens [start, end) of the split, documents end to end."""
@@ -216,6 +293,14 @@ class TokenDataset:
             for reader, start in zip(self._readers, self._starts, strict=False)
         ]
         return np.concatenate([*parts, self._starts[-1:]])
+
+    @cached_property
+    def _targets(self) -> Ids | None:
+        """Where the target of each document starts, as `_documents`; None: there are no prompts."""
+        if not self._has_prompts:
+            return None
+        prompts = [r.prompts.astype(np.int64) for r in self._readers if r.prompts is not None]
+        return self._documents[:-1] + np.concatenate([np.zeros(0, dtype=np.int64), *prompts])
 
 
 def _positions_after(ends_BT: npt.NDArray[np.bool_]) -> Ids:

@@ -46,11 +46,18 @@ class ShardPlan:
         self._bounds = choice.bounds
         self._lengths = np.zeros(len(choice.corpus), dtype=np.int64)
         self._starts = np.zeros(len(choice.corpus), dtype=np.int64)
+        self._prompts: Numbers | None = None
+        """Prompt tokens of each document; None: none has any."""
         for number in range(len(encoded)):
             places = choice.bounds[number] + choice.written(number)
             lengths = self._shelf[number].array("lengths")
+            prompts = self._shelf[number].array_or_none("prompts")
             self._lengths[places] = lengths
             self._starts[places] = np.cumsum(lengths) - lengths
+            if prompts is not None:
+                if self._prompts is None:
+                    self._prompts = np.zeros_like(self._lengths)
+                self._prompts[places] = prompts
         self.shards = [
             shard for split in choice.orders for shard in self._plan(choice, split, data)
         ]
@@ -67,6 +74,16 @@ class ShardPlan:
             tokens = int(lengths[start:end].sum())
             yield PlannedShard(f"{split}-{number:05d}", split, order[start:end], tokens)
 
+    def prompt_tokens(self) -> dict[str, int]:
+        """Return the tokens of all prompts by split; empty where there are none."""
+        counts: dict[str, int] = {}
+        if self._prompts is None:
+            return counts
+        for shard in self.shards:
+            tokens = int(self._prompts[shard.documents].sum())
+            counts[shard.split] = counts.get(shard.split, 0) + tokens
+        return counts
+
     def write(self, number: int, folder: Path) -> Record:
         """Write shard `number` into `folder` and return what its files must be.
 
@@ -75,7 +92,8 @@ class ShardPlan:
         """
         shard = self.shards[number]
         lengths = self._lengths[shard.documents]
-        files = write_shard(folder, shard.name, lengths, self._blocks(shard.documents))
+        prompts = None if self._prompts is None else self._prompts[shard.documents]
+        files = write_shard(folder, shard.name, lengths, self._blocks(shard.documents), prompts)
         return Record({"files": {name: asdict(check) for name, check in files.items()}})
 
     def _blocks(self, documents: Numbers) -> Iterator[npt.NDArray[Any]]:

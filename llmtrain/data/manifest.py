@@ -1,5 +1,7 @@
 """`manifest.json`: what a prepared folder holds, and whether it still holds it.
 
+A folder with prompts has version 2, so that an llmtrain which would train on them does not open it.
+
 {"format": "llmtrain-tokens", "version": 1, "dtype": "uint16", "settings_hash": "...",
  "tokenizer": {"name": "byte", "hash": "...", "vocab_size": 257, "separator_id": 256},
  "splits": {"train": {"tokens": 9, "documents": 2, "shards": [
@@ -20,6 +22,12 @@ from llmtrain.errors import DataError
 
 FORMAT = "llmtrain-tokens"
 VERSION = 1
+PROMPTS_VERSION = 2
+"""Of folders with files `PROMPTS`, and the newest that is read."""
+
+PROMPTS = ".tgt"
+"""Ending of the file of a shard that says where targets start."""
+
 MANIFEST = "manifest.json"
 
 HASH_LIMIT_BYTES = 1 << 30
@@ -30,7 +38,7 @@ READ_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Shard:
-    """One pair of files, `name`.bin and `name`.idx."""
+    """The files `name`.bin and `name`.idx and, where there are prompts, `name`.tgt."""
 
     name: str
     tokens: int
@@ -60,11 +68,16 @@ class Manifest:
     splits: dict[str, list[Shard]]
     files: dict[str, FileCheck]
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether every shard has a file `PROMPTS`."""
+        return any(name.endswith(PROMPTS) for name in self.files)
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of `manifest.json`."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": PROMPTS_VERSION if self.has_prompts else VERSION,
             "dtype": self.dtype,
             "settings_hash": self.settings_hash,
             "tokenizer": {
@@ -156,10 +169,10 @@ def read_manifest(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error!r}). {mend(folder)}") from error
-    if version > VERSION:
+    if version > PROMPTS_VERSION:
         raise DataError(
-            f"{path} has format version {version}, this llmtrain reads up to {VERSION}: upgrade "
-            f"llmtrain. Or: {mend(folder)}"
+            f"{path} has format version {version}, this llmtrain reads up to {PROMPTS_VERSION}: "
+            f"upgrade llmtrain. Or: {mend(folder)}"
         )
     return content
 

@@ -12,6 +12,7 @@ from typing import Protocol, overload
 import numpy as np
 import numpy.typing as npt
 
+from llmtrain.config.groups.data import TRUNCATE
 from llmtrain.data.dataset import Rows, TokenDataset
 from llmtrain.data.mixture import PreparedSource, prepared_sources
 from llmtrain.data.sampler import Indices, Sampler
@@ -54,6 +55,10 @@ class Dataset(Protocol):
         """Return in some words what there is to train on."""
         ...
 
+    def describe_cuts(self, seq_len: int, samples: str) -> str:
+        """Return in some words which documents are cut or left out, or "" where none is."""
+        ...
+
     def fill(self, index: npt.ArrayLike, seq_len: int, samples: str = "windows") -> Rows:
         """Return samples `index`, shape (B,); one that is outside is a row that does not count."""
         ...
@@ -63,15 +68,19 @@ class MixedDataset:
     """The same split of several sources. Sample numbers run through them, one after the other."""
 
     def __init__(
-        self, sources: Sequence[PreparedSource], split: str, verify: bool | None = None
+        self,
+        sources: Sequence[PreparedSource],
+        split: str,
+        verify: bool | None = None,
+        truncate: str = TRUNCATE[0],
     ) -> None:
-        """Open `split` of all `sources`.
+        """Open `split` of all `sources`, as `TokenDataset` does.
 
         Raises:
             DataError: a folder is missing, corrupt or too new.
         """
         self.names = [source.name for source in sources]
-        self.parts = [TokenDataset(source.folder, split, verify) for source in sources]
+        self.parts = [TokenDataset(source.folder, split, verify, truncate) for source in sources]
         """The split of each source."""
         self._weights = [source.weight for source in sources]
         self.vocab_size = self.parts[0].vocab_size
@@ -119,7 +128,17 @@ class MixedDataset:
             self.names, tokens / tokens.sum(), slots, counts, strict=True
         ):
             told.append(f"{name} {share:.1%} ({slot / count:.3g} times an epoch)")
-        return f"{self.n_tokens:,} tokens: {', '.join(told)}"
+        words = f"{self.n_tokens:,} tokens: {', '.join(told)}"
+        return words + self.describe_cuts(seq_len, samples)
+
+    def describe_cuts(self, seq_len: int, samples: str) -> str:
+        """Return in some words which documents are cut or left out, or "" where none is.
+
+        Raises:
+            DataError: a source has no sample left.
+        """
+        cuts = [part.describe_cuts(seq_len, samples) for part in self.parts]
+        return "".join(f"; {n}{cut}" for n, cut in zip(self.names, cuts, strict=True) if cut)
 
     def fill(self, index: npt.ArrayLike, seq_len: int, samples: str = "windows") -> Rows:
         """Return samples `index`, shape (B,), as `TokenDataset.fill` of their sources."""
@@ -222,18 +241,21 @@ def share_out(counts: Sequence[int], shares: Sequence[float]) -> list[int]:
     return [max(1, each) for each in slots]
 
 
-def open_dataset(folder: Path, split: str, verify: bool | None = None) -> Dataset:
+def open_dataset(
+    folder: Path, split: str, verify: bool | None = None, truncate: str = TRUNCATE[0]
+) -> Dataset:
     """Return `split` of the prepared `folder`.
 
     Args:
         folder: What `prepare` returned.
         split: train | validation.
         verify: Hash every file; None: in folders up to 1 GiB.
+        truncate: data.truncate.
 
     Raises:
         DataError: a folder is missing, corrupt or too new; names the file and the fix.
     """
     sources = prepared_sources(folder)
     if len(sources) == 1:
-        return TokenDataset(sources[0].folder, split, verify)
-    return MixedDataset(sources, split, verify)
+        return TokenDataset(sources[0].folder, split, verify, truncate)
+    return MixedDataset(sources, split, verify, truncate)

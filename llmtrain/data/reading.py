@@ -26,9 +26,10 @@ def read_and_clean(config: DataConfig, part: Part) -> Record:
     for document in read_part(config, part, skipped):
         read += 1
         replaced += document.replaced
-        text = cleaner.clean(document.text, document.id)
-        if text is not None:
-            documents.add(text, document.id)
+        kept = cleaner.clean_document(document)
+        if kept is not None:
+            prompt, text = kept
+            documents.add(text, document.id, prompt)
     counts = {name: asdict(count) for name, count in cleaner.counts.items()}
     facts = {"read": read, "replaced": replaced, "skipped": asdict(skipped), "clean": counts}
     return documents.record(facts)

@@ -61,6 +61,10 @@ class RecordReader:
         """Return the array `name`."""
         return self._file.get_tensor(name)
 
+    def array_or_none(self, name: str) -> npt.NDArray[Any] | None:
+        """Return the array `name`, or None where the record has none of that name."""
+        return self.array(name) if name in self._file.keys() else None  # noqa: SIM118
+
     def part(self, name: str, start: int, end: int) -> npt.NDArray[Any]:
         """Return entries [start, end) of the array `name`."""
         if start == end:  # the library takes no empty slice at the end

@@ -2,6 +2,8 @@
 
 NAME.bin   tokens, uint16 or uint32 little endian; every document ends with the separator
 NAME.idx   uint64 little endian, documents + 1 entries: where each document starts, in tokens
+NAME.tgt   uint32 little endian, an entry a document: how many of its first tokens are a prompt;
+           only where the source has prompts
 """
 
 import os
@@ -13,22 +15,27 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from llmtrain.data.manifest import FileCheck, Shard
+from llmtrain.data.manifest import PROMPTS, FileCheck, Shard
 
 
 def write_shard(
-    folder: Path, name: str, lengths: npt.NDArray[np.int64], blocks: Iterable[npt.NDArray[Any]]
+    folder: Path,
+    name: str,
+    lengths: npt.NDArray[np.int64],
+    blocks: Iterable[npt.NDArray[Any]],
+    prompts: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, FileCheck]:
-    """Write NAME.bin and NAME.idx into `folder`; both are on the disk when this returns.
+    """Write the files of a shard into `folder`; they are on the disk when this returns.
 
     Args:
         folder: Exists.
         name: Of the shard.
         lengths: Tokens of each document, its separator counted, shape (documents,).
         blocks: The tokens of all documents end to end, in pieces, uint16 or uint32.
+        prompts: Prompt tokens of each document, shape (documents,); None: there is no such file.
 
     Returns:
-        What the two files must be.
+        What the files must be.
 
     Raises:
         OSError: the disk is full.
@@ -42,22 +49,30 @@ def write_shard(
             size += len(raw)
         flush_to_disk(stream)
     index = np.concatenate([[0], np.cumsum(lengths)]).astype("<u8").tobytes()
-    return {
+    files = {
         f"{name}.bin": FileCheck(size, digest.hexdigest()),
         f"{name}.idx": write_file(folder / f"{name}.idx", index),
     }
+    if prompts is not None:
+        file = f"{name}{PROMPTS}"
+        files[file] = write_file(folder / file, prompts.astype("<u4").tobytes())
+    return files
 
 
 class ShardReader:
     """The tokens and offsets of one shard, memory-mapped."""
 
-    def __init__(self, folder: Path, shard: Shard, dtype: str) -> None:
+    def __init__(self, folder: Path, shard: Shard, dtype: str, has_prompts: bool = False) -> None:
         """Map the files of `shard` in `folder`; their sizes have been verified."""
         item = np.dtype(dtype).newbyteorder("<")
         self.tokens: npt.NDArray[Any] = _map(folder / f"{shard.name}.bin", item)
         """Shape (tokens,)."""
         self.offsets: npt.NDArray[Any] = _map(folder / f"{shard.name}.idx", np.dtype("<u8"))
         """Shape (documents + 1,)."""
+        self.prompts: npt.NDArray[Any] | None = None
+        """Shape (documents,), in tokens; None: no document has a prompt."""
+        if has_prompts:
+            self.prompts = _map(folder / f"{shard.name}{PROMPTS}", np.dtype("<u4"))
 
 
 def write_file(path: Path, content: bytes) -> FileCheck:

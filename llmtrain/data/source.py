@@ -11,13 +11,14 @@ from llmtrain.config.groups.data import (
     DataConfig,
     HuggingFaceDataConfig,
     ParquetDataConfig,
+    RowDataConfig,
     SyntheticDataConfig,
 )
 from llmtrain.data.digests import hash_files
 from llmtrain.data.document import Document
 from llmtrain.data.locate import find_files
 from llmtrain.data.part import Part, Span, cut_rows, pack
-from llmtrain.data.row import text_at
+from llmtrain.data.row import document_of
 from llmtrain.data.skip import RecordError, SkipCount
 from llmtrain.data.source_csv import delimiter_of, read_csv
 from llmtrain.data.source_jsonl import jsonl_spans, read_jsonl
@@ -151,7 +152,7 @@ def _parquet_spans(config: ParquetDataConfig) -> Iterator[Span]:
 def _read_parquet(config: ParquetDataConfig, span: Span) -> Iterator[Document | RecordError]:
     from llmtrain.data.columnar import parquet_rows
 
-    yield from _documents_of_rows(config, config.text_key, span, parquet_rows(config, span))
+    yield from _documents_of_rows(config, span, parquet_rows(config, span))
 
 
 def _huggingface_spans(config: HuggingFaceDataConfig) -> Iterator[Span]:
@@ -165,16 +166,15 @@ def _read_huggingface(
 ) -> Iterator[Document | RecordError]:
     from llmtrain.data.columnar import huggingface_rows
 
-    yield from _documents_of_rows(config, config.text_key, span, huggingface_rows(config, span))
+    yield from _documents_of_rows(config, span, huggingface_rows(config, span))
 
 
 def _documents_of_rows(
-    config: DataConfig, key: str, span: Span, rows: Iterator[tuple[int, dict[str, Any]]]
+    config: RowDataConfig, span: Span, rows: Iterator[tuple[int, dict[str, Any]]]
 ) -> Iterator[Document | RecordError]:
     for number, row in rows:
-        where = f"{span.where}:{number}"
         try:
-            yield Document(where, *text_at(row, key, where, config))
+            yield document_of(row, f"{span.where}:{number}", config)
         except RecordError as error:
             yield error
 

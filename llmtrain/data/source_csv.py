@@ -10,7 +10,7 @@ from llmtrain.config.groups.data import CsvDataConfig
 from llmtrain.data.decode import decode_bytes
 from llmtrain.data.document import Document
 from llmtrain.data.part import Span
-from llmtrain.data.row import missing_key, text_at
+from llmtrain.data.row import document_of, fields_read, missing_key
 from llmtrain.data.skip import RecordError
 from llmtrain.data.stream import open_file
 from llmtrain.errors import DataError
@@ -42,7 +42,10 @@ def read_csv(config: CsvDataConfig, span: Span) -> Iterator[Document | RecordErr
         delimiter = delimiter_of(config, Path(file))
         rows = csv.reader(lines, delimiter=delimiter)
         names = next(rows)
-        column = _find_column(names, config.text_key, file, delimiter)
+        columns = {
+            name: _find_column(names, name, setting, file, delimiter)
+            for name, setting in fields_read(config).items()
+        }
         while True:
             lines.start_row()
             where = f"{file}:{lines.first}"
@@ -52,7 +55,7 @@ def read_csv(config: CsvDataConfig, span: Span) -> Iterator[Document | RecordErr
                     return
                 _check_closed(row, where)
                 if row:
-                    yield _document(config, row, names, column, where)
+                    yield _document(config, row, names, columns, where)
             except csv.Error as error:
                 yield RecordError("not CSV", where, f"{where}: not CSV ({error}).")
             except RecordError as error:
@@ -97,13 +100,13 @@ class _Lines:
         return raw.decode("utf-8", "surrogateescape")
 
 
-def _find_column(names: list[str], key: str, file: str, delimiter: str) -> int:
+def _find_column(names: list[str], key: str, setting: str, file: str, delimiter: str) -> int:
     if names == [END]:
         raise DataError(f"{file} is empty: its first line must name the columns.")
     _check_closed(names, f"{file}:1")
     if key in names:
         return names.index(key)
-    message = missing_key(file, "column", key, names)
+    message = missing_key(file, "column", key, names, setting)
     for other in DELIMITERS if len(names) == 1 else "":
         if other != delimiter and key in names[0].split(other):
             shown = "tab" if other == "\t" else f"'{other}'"
@@ -120,7 +123,7 @@ def _check_closed(row: list[str], where: str) -> None:
 
 
 def _document(
-    config: CsvDataConfig, row: list[str], names: list[str], column: int, where: str
+    config: CsvDataConfig, row: list[str], names: list[str], columns: dict[str, int], where: str
 ) -> Document:
     if len(row) != len(names):
         raise RecordError(
@@ -128,5 +131,5 @@ def _document(
             where,
             f"{where} has {len(row)} columns, and the first line of the file {len(names)}.",
         )
-    raw = row[column].encode("utf-8", "surrogateescape")
-    return Document(where, *text_at({config.text_key: raw}, config.text_key, where, config))
+    fields = {name: row[n].encode("utf-8", "surrogateescape") for name, n in columns.items()}
+    return document_of(fields, where, config)

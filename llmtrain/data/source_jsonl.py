@@ -11,7 +11,7 @@ from llmtrain.data.decode import decode_bytes
 from llmtrain.data.document import Document
 from llmtrain.data.locate import is_compressed
 from llmtrain.data.part import PART_BYTES, Span
-from llmtrain.data.row import text_at, too_long
+from llmtrain.data.row import document_of, fields_read, too_long
 from llmtrain.data.skip import RecordError
 from llmtrain.data.stream import open_file, skip_line, whole_file
 from llmtrain.errors import DataError
@@ -92,7 +92,6 @@ def _parse(config: JsonlDataConfig, raw: bytes, where: str, offset: int) -> Docu
             "not an object",
             where,
             f"{where}: holds {type(row).__name__}; every line must be an object, such as "
-            f'{{"{config.text_key}": "..."}}.',
+            f'{{"{next(iter(fields_read(config)))}": "..."}}.',
         )
-    text, mended = text_at(row, config.text_key, where, config)
-    return Document(where, text, replaced + mended)
+    return document_of(row, where, config, replaced)

@@ -155,6 +155,8 @@ class SourceWork:
             files |= _check(path)
         files[DIGESTS] = write_file(out / DIGESTS, written_digests(choice).tobytes())
         report = _report(choice, shards, tokenizer) | {"tokenizer_report": fit}
+        if prompt_tokens := plan.prompt_tokens():
+            report["prompt_tokens"] = prompt_tokens
         files[REPORT] = write_file(out / REPORT, json_bytes(report))
         manifest = Manifest(
             dtype=dtype_for(tokenizer.vocab_size).name,

@@ -36,7 +36,9 @@ def run_evaluate(config: EvaluateConfig) -> int:
     info = rank_info(config.device)
     trained = load_trained(Path(config.run), config.step, info.device)
     run = trained.run
-    dataset = open_dataset(prepare(run.data, run.tokenizer), config.split)
+    dataset = open_dataset(
+        prepare(run.data, run.tokenizer), config.split, truncate=run.data.truncate
+    )
     if dataset.tokenizer().hash() != trained.manifest.tokenizer_hash:
         raise CheckpointError(
             f"{trained.folder} was trained with another tokenizer than the run's data gives now; "

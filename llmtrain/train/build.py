@@ -92,7 +92,10 @@ def _assemble(
     console: Console,
     make_sync: Callable[[Any, Setting], S],
 ) -> Parts[S]:
-    train_set, val_set = (open_dataset(prepared, split) for split in ("train", "validation"))
+    train_set, val_set = (
+        open_dataset(prepared, split, truncate=run.data.truncate)
+        for split in ("train", "validation")
+    )
     vocab_size = resolve_vocab_size(run, train_set)
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=vocab_size))
     shapes = build_model(run.model, vocab_size)
@@ -134,7 +137,8 @@ def _assemble(
 def _described(run: RunConfig, train_set: Dataset, val_set: Dataset) -> str:
     """Return in a line what is trained on."""
     words = train_set.describe(run.model.seq_len, run.data.samples)
-    return f"{run.data.name}, {words}; {val_set.n_tokens:,} for validation"
+    cuts = val_set.describe_cuts(run.model.seq_len, run.data.samples)
+    return f"{run.data.name}, {words}; {val_set.n_tokens:,} for validation{cuts}"
 
 
 def _tell(console: Console, run: RunConfig, plan: Plan, data: str, run_dir: Path) -> None:

@@ -110,6 +110,8 @@ class Trainer:
         self._parameters = list(parts.model.module.parameters())
         # A pipeline's stages have different weights: the norm is summed over them.
         self._norm_axes = [parts.mesh.group("pp")] if parts.plan.pp > 1 else []
+        self._told_tokens = 0
+        """`state.tokens` at the last logged line, or at the start."""
         self._train_loss: float | None = None
         self._val_loss: float | None = None
 
@@ -117,6 +119,7 @@ class Trainer:
         """Train. Collective over the world."""
         p, state, steps = self._p, self._state, self._p.plan.total_steps
         status = "completed"
+        self._told_tokens = state.tokens
         p.loader.start(state.samples)
         try:
             if self._evaluation_is_due():
@@ -255,9 +258,13 @@ class Trainer:
         """Write a logged step's line of metrics, and show it."""
         p = self._p
         times = dict(entry.line)
-        tokens_per_s = entry.tokens / times.pop("elapsed_s")
+        # Not those of `entry`: steps between lines may have been settled before it.
+        tokens_per_s = (self._state.tokens - self._told_tokens) / times.pop("elapsed_s")
+        self._told_tokens = self._state.tokens
         device_tokens_per_s = tokens_per_s / p.plan.world_size
-        flops = device_tokens_per_s * (p.plan.flops_per_token or 0.0)
+        # Of whole rows: what is not counted in the loss is computed all the same.
+        rows_tokens_per_s = p.plan.tokens_per_step / times["step_time_s"] / p.plan.world_size
+        flops = rows_tokens_per_s * (p.plan.flops_per_token or 0.0)
         line = {
             "step": times.pop("step"),
             "loss": entry.loss,

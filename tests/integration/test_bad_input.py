@@ -63,6 +63,22 @@ CASES: dict[str, Case] = {
         lambda d: ["data=csv", _text(d, b"id,body\n1,a\n")],
         ["no column 'text'", "id, body", "data.text_key"], True,
     ),
+    "a field that is not there": (
+        lambda d: ["data=csv", _text(d, b"id,label\n1,a\n"), "data.target=' {lable}'"],
+        ["no column 'lable'", "Did you mean 'label'", "data.target"], True,
+    ),
+    "a target without a field": (
+        lambda d: ["data=csv", _text(d, b"id,label\n1,a\n"), "data.target=label"],
+        ["data.target='label' names no field", "{label}"], False,
+    ),
+    "a prompt without a target": (
+        lambda d: ["data=jsonl", _text(d, b"{}"), "data.prompt='{text}'"],
+        ["data.prompt", "without data.target"], False,
+    ),
+    "a target without fields": (
+        lambda d: ["data=text", _text(d, PROSE), "data.target='{text}'"],
+        ["there is no setting 'data.target'", "jsonl or csv or parquet or huggingface"], False,
+    ),
     "a setting of before": (
         lambda d: ["data.encoding_errors=strict"], ["is spelt data.errors"], False,
     ),

@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from llmtrain.config.schema import PrepareConfig
+from llmtrain.config.store import from_dict
+from llmtrain.data import part, source_jsonl
+from llmtrain.data.prepare import prepare
 from tests.unit.data.duplicates import make_corpus
 
 PART_BYTES = 20_000
@@ -74,6 +78,19 @@ def test_any_number_of_processes_makes_the_same(rows: Path, alone: Path, process
     assert len(list(folder.glob("train-*.bin"))) > 3
     assert contents(folder) == contents(alone)
     assert not folder.with_name(folder.name + ".work").exists()
+
+
+@pytest.mark.integration
+def test_pairs_are_the_same_too(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = {"prompt": "Q: {text}\\nA:", "target": " {text}", "dedup": "exact", "processes": 3}
+    asked = request(rows, "pairs_3", **pair) | {"tokenizer": {"name": "byte"}}
+    together = contents(finish(start(asked)))
+    asked["data"]["cache_dir"] = str(rows / "pairs_1")
+    config = from_dict(PrepareConfig, asked, "test")
+    for module in (part, source_jsonl):
+        monkeypatch.setattr(module, "PART_BYTES", PART_BYTES)
+    assert contents(prepare(config.data, config.tokenizer)) == together
+    assert sum(name.endswith(".tgt") for name in together) > 3
 
 
 @pytest.mark.integration

@@ -38,6 +38,7 @@ def test_a_line_of_metrics_has_every_key_of_the_contract(tmp_path: Path) -> None
     assert all(set(line) == KEYS for line in lines)
     assert lines[1]["tokens"] == 4 * 8 * 16
     assert lines[0]["memory_bytes"] > 2**20
+    assert lines[1]["tokens_per_s"] * lines[1]["step_time_s"] == pytest.approx(8 * 16)
     # metrics.peak_tflops=1.0 in the tests: mfu is the arithmetic of the other columns.
     flops = plan(run_dir)["flops_per_token"] * lines[1]["tokens_per_s_per_device"]
     assert lines[1]["mfu"] == pytest.approx(flops / 1e12)

@@ -4,9 +4,12 @@ from dataclasses import dataclass, field
 
 from llmtrain.config.groups.clean import CleanConfig
 from llmtrain.config.groups.dedup import NearConfig
+from llmtrain.config.template import check_templates
 from llmtrain.errors import require, require_choice
 
 SAMPLES = ("windows", "masked_windows", "documents", "packed")
+
+TRUNCATE = ("prompt_start", "end", "drop")
 
 OLD_DEDUP = {True: "exact", False: "none"}
 """What `data.dedup` was in configurations written before it had three values."""
@@ -43,6 +46,10 @@ class DataConfig:
     """windows: seq_len tokens each, across documents | masked_windows: the same, attention stays
     within each document | documents: one document each, truncated or padded | packed: several whole
     documents each, attention stays within each; padding is never counted in the loss."""
+    truncate: str = "prompt_start"
+    """Of data.samples=documents, what becomes of a document that is longer than a row: prompt_start
+    (its prompt loses its start, a document without one its end) | end (it loses its end; left out
+    where that is the whole target) | drop (left out)."""
     cache_dir: str | None = None
     """Where prepared data is kept; null: $LLMTRAIN_CACHE, else ~/.cache/llmtrain."""
     processes: int | None = None
@@ -59,6 +66,13 @@ class DataConfig:
         )
         require_choice("data.shard_mode", self.shard_mode, ("random", "ordered", "hash"))
         require_choice("data.samples", self.samples, SAMPLES)
+        require_choice("data.truncate", self.truncate, TRUNCATE)
+        require(
+            self.truncate == TRUNCATE[0] or self.samples == "documents",
+            f"data.truncate={self.truncate} says what becomes of documents that are longer than a "
+            f"row, and data.samples={self.samples} leaves nothing out: set data.samples=documents, "
+            "or leave data.truncate out.",
+        )
         require(0 < self.val_ratio < 1, f"data.val_ratio={self.val_ratio} must be in (0, 1).")
         require(
             self.processes is None or self.processes > 0,
@@ -100,6 +114,26 @@ class FileDataConfig(DataConfig):
 
 
 @dataclass(kw_only=True)
+class RowDataConfig(DataConfig):
+    """What every source has whose documents are rows of named fields."""
+
+    text_key: str = "text"
+    """The field, or column, that holds the text."""
+    target: str | None = None
+    """Instead of data.text_key: the text that is learned, with fields in braces, such as
+    " {label}"."""
+    prompt: str | None = None
+    """What stands before it and is not counted in the loss, such as "German: {de}\\nEnglish:";
+    null: nothing."""
+    label_names: list[str] | None = None
+    """Names of the numbers 0, 1, ... in the field of data.target; null: as the source has them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_templates("data.", self.prompt, self.target, self.label_names)
+
+
+@dataclass(kw_only=True)
 class TextDataConfig(FileDataConfig):
     """Plain text files, one document a file; of a folder *.txt and *.md, also with .gz or .zst, and
     with data.clean.html=true *.html and *.htm."""
@@ -108,22 +142,18 @@ class TextDataConfig(FileDataConfig):
 
 
 @dataclass(kw_only=True)
-class JsonlDataConfig(FileDataConfig):
+class JsonlDataConfig(FileDataConfig, RowDataConfig):
     """JSON lines, one document a line; of a folder *.jsonl, *.jsonl.gz and *.jsonl.zst."""
 
     name: str = "jsonl"
-    text_key: str = "text"
-    """The field that holds the text."""
 
 
 @dataclass(kw_only=True)
-class CsvDataConfig(FileDataConfig):
+class CsvDataConfig(FileDataConfig, RowDataConfig):
     """Tables as text, one document a row, under a row of column names; of a folder *.csv and *.tsv,
     also with .gz or .zst."""
 
     name: str = "csv"
-    text_key: str = "text"
-    """The column that holds the text."""
     delimiter: str | None = None
     """What stands between columns: one character, or tab; null: a tab in *.tsv, else a comma."""
 
@@ -138,16 +168,14 @@ class CsvDataConfig(FileDataConfig):
 
 
 @dataclass(kw_only=True)
-class ParquetDataConfig(FileDataConfig):
+class ParquetDataConfig(FileDataConfig, RowDataConfig):
     """Parquet files, one document a row; of a folder *.parquet."""
 
     name: str = "parquet"
-    text_key: str = "text"
-    """The column that holds the text."""
 
 
 @dataclass(kw_only=True)
-class HuggingFaceDataConfig(DataConfig):
+class HuggingFaceDataConfig(RowDataConfig):
     """A dataset of the Hugging Face `datasets` library: a hub name or a local folder."""
 
     name: str = "huggingface"
@@ -161,8 +189,6 @@ class HuggingFaceDataConfig(DataConfig):
     """Of a dataset on the hub: a branch, tag or commit; null: its newest state."""
     streaming: bool = False
     """Of a dataset on the hub: read it as it arrives, without keeping it on disk."""
-    text_key: str = "text"
-    """The column that holds the text."""
 
 
 @dataclass(kw_only=True)

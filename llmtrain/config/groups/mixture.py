@@ -6,6 +6,7 @@ from typing import Any
 from llmtrain.config.groups import data
 from llmtrain.config.groups.clean import CleanConfig
 from llmtrain.config.groups.data import DataConfig
+from llmtrain.config.template import check_templates
 from llmtrain.errors import require, require_choice
 
 KINDS: dict[str, type[DataConfig]] = {
@@ -35,6 +36,12 @@ class MixedSource:
     """As in that choice."""
     text_key: str = "text"
     """As in that choice."""
+    target: str | None = None
+    """As in that choice."""
+    prompt: str | None = None
+    """As in that choice."""
+    label_names: list[str] | None = None
+    """As in that choice."""
     delimiter: str | None = None
     """As in csv."""
     subset: str | None = None
@@ -62,6 +69,7 @@ class MixedSource:
                 each.name in known or each.default is MISSING or value == each.default,
                 f"data.sources.*.{each.name}={value} makes no sense for kind={self.kind}.",
             )
+        check_templates("data.sources.*.", self.prompt, self.target, self.label_names)
 
 
 @dataclass(kw_only=True)

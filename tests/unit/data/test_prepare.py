@@ -225,7 +225,7 @@ def test_big_folders_are_checked_by_size(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 2.*upgrade"),
+        ({"version": 3}, "version 3.*upgrade"),
         ({"format": "other"}, "format is other"),
         ({"tokenizer": {}}, "cannot be read"),
         ({"dtype": "uint8"}, "257 ids does not fit into dtype uint8"),

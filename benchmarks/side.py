@@ -15,11 +15,11 @@ from rich.console import Console
 
 from benchmarks.case import CASES, Case
 from llmtrain.config import paths, store
+from llmtrain.config.plan import load_plan
 from llmtrain.data.dataset import TokenDataset
 from llmtrain.data.loader import Loader
 from llmtrain.data.prepare import prepare
 from llmtrain.distributed.env import init_process_group, open_store, rank_info
-from llmtrain.tasks.train import load_plan
 from llmtrain.train.build import build_parts
 from llmtrain.train.stop import StopRequest
 from llmtrain.train.trainer import Interval, Trainer

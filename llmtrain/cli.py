@@ -31,6 +31,14 @@ def _task(options: Options) -> int:
     return run_task_command(options)
 
 
+def _prepare(options: Options) -> int:
+    if options.root == "prepare":
+        return _task(options)
+    from llmtrain.commands.prepared import run_prepared
+
+    return run_prepared(options)
+
+
 def _verify(options: Options) -> int:
     from llmtrain.commands.verify import run_verify
 
@@ -45,7 +53,7 @@ def _doctor(options: Options) -> int:
 
 HANDLERS: dict[str, Callable[[Options], int]] = {
     "train": _train,
-    "prepare": _task,
+    "prepare": _prepare,
     "evaluate": _task,
     "generate": _task,
     "verify": _verify,
@@ -83,7 +91,8 @@ def run(argv: Sequence[str]) -> int:
     if options.overrides:
         from llmtrain.commands.refuse import check_words
 
-        check_words(options.command, options.overrides, options.config_dirs)
+        assert options.root is not None
+        check_words(options.root, options.overrides, options.config_dirs)
     return HANDLERS[options.command](options)
 
 

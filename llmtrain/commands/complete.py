@@ -5,11 +5,12 @@ each line of the answer is a whole word. `:files` alone asks the shell for file 
 """
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from llmtrain.commands.groups import groups
-from llmtrain.commands.options import COMMANDS, FLAGS, SHELLS
+from llmtrain.commands.options import COMMANDS, FLAGS, MODES, SHELLS
 
 FILES = ":files"
 
@@ -86,6 +87,8 @@ def complete(words: Sequence[str]) -> list[str]:
         return _matching(("job",), current)
     if before and before[-1] == "--config-dir":
         return [FILES]
+    if before and before[-1] == "--inspect":
+        return _prepared(current)
     command = next((word for word in before if word in COMMANDS), None)
     if command is None:
         known = [*COMMANDS, *FLAGS] if current.startswith("-") else list(COMMANDS)
@@ -96,10 +99,18 @@ def complete(words: Sequence[str]) -> list[str]:
         return []
     dirs = [Path(value) for flag, value in itertools.pairwise(before)
             if flag == "--config-dir"]  # fmt: skip
+    root = next((MODES[word] for word in before if word in MODES), command)
     key, equals, value = current.partition("=")
     if equals:
-        return _values(command, key, value, dirs)
-    return _keys(command, key, before, dirs)
+        return _values(root, key, value, dirs)
+    return _keys(root, key, before, dirs)
+
+
+def _prepared(start: str) -> list[str]:
+    """Return the prepared folders of the cache; where none is meant, any folder."""
+    cache = Path(os.environ.get("LLMTRAIN_CACHE") or "~/.cache/llmtrain").expanduser()
+    names = (path.parent.name for path in cache.glob("*/manifest.json"))
+    return _matching(sorted(names), start) or [FILES]
 
 
 def _matching(known: Sequence[str], start: str) -> list[str]:

@@ -28,6 +28,7 @@ from llmtrain.errors import ConfigError
 
 FREE_TEXT = {
     "prompt", "sample_prompt", "path", "pattern", "delimiter", "run", "run_dir", "cache_dir",
+    "step",
 }  # fmt: skip
 """Last parts of keys whose value is taken as it stands: `prompt=Hello, you!` needs no quotes for
 Hydra inside the shell's own."""

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmtrain.commands.groups import Group, groups
-from llmtrain.commands.options import COMMANDS, FLAGS, SHORT, VALUE_FLAGS, Options
+from llmtrain.commands.options import COMMANDS, FLAGS, MODES, SHORT, VALUE_FLAGS, Options
 from llmtrain.console import make_console
 from llmtrain.units import as_typed
 
@@ -62,11 +62,13 @@ def _show_command(console: "Console", options: Options) -> None:
     name = options.command
     assert name is not None
     command = COMMANDS[name]
+    mode = "".join(f" {flag}" for flag in MODES if options.has(flag))
+    mode += f" {options.inspected}" if options.inspected else ""
     typed = options.overrides if command.overrides else []
     # Composed before anything is printed: what is typed may be refused.
     known, found = _looked_up(options) if typed else _defaults(options)
     usage = "[FLAGS] [KEY=VALUE ...]" if command.overrides else "[FLAGS]"
-    console.print(f"llmtrain {name} {usage}\n\n{command.purpose}", markup=False)
+    console.print(f"llmtrain {name}{mode} {usage}\n\n{command.purpose}", markup=False)
     _section(console, "Examples")
     for example in command.examples:
         console.print(f"  llmtrain {example}", markup=False)
@@ -98,10 +100,10 @@ def _defaults(options: Options) -> tuple[dict[str, Group], "Iterable[Key]"]:
     """Return the groups and settings of a command where nothing is typed, without composing."""
     from llmtrain.commands.settings import keys
 
-    assert options.command is not None
-    known = groups(options.command, options.config_dirs)
+    assert options.command is not None and options.root is not None
+    known = groups(options.root, options.config_dirs)
     takes = COMMANDS[options.command].overrides
-    return known, keys(options.command, config_dirs=options.config_dirs) if takes else ()
+    return known, keys(options.root, config_dirs=options.config_dirs) if takes else ()
 
 
 def _looked_up(options: Options) -> tuple[dict[str, Group], "Iterable[Key]"]:
@@ -114,9 +116,9 @@ def _looked_up(options: Options) -> tuple[dict[str, Group], "Iterable[Key]"]:
     from llmtrain.commands.refuse import check_words
     from llmtrain.commands.settings import keys_of
 
-    assert options.command is not None
-    check_words(options.command, options.overrides, options.config_dirs)
-    with composer(options.command, options.config_dirs) as hydra:
+    assert options.root is not None
+    check_words(options.root, options.overrides, options.config_dirs)
+    with composer(options.root, options.config_dirs) as hydra:
         survey = hydra.survey(options.overrides, multirun=options.has("--multirun"))
         known = {
             name: dataclasses.replace(group, default=survey.choices.get(name))

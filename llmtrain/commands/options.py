@@ -39,8 +39,12 @@ COMMANDS = {
     ),
     "prepare": Command(
         "raw text -> clean -> dedup -> tokenizer -> shards, nothing more",
-        ("prepare data=jsonl data.path=corpus.jsonl.gz tokenizer=bpe tokenizer.vocab_size=8192",),
-        frozenset({"--cfg", "--config-dir", "--json"}),
+        (
+            "prepare data=jsonl data.path=corpus.jsonl.gz tokenizer=bpe tokenizer.vocab_size=8192",
+            "prepare --inspect shakespeare-0123456789abcdef documents=3 ids=true",
+            "prepare --samples run=runs/books step=120..122",
+        ),
+        frozenset({"--cfg", "--config-dir", "--json", "--inspect", "--samples"}),
     ),
     "evaluate": Command(
         "loss and perplexity of a checkpoint",
@@ -83,13 +87,20 @@ FLAGS = {
     "--multirun": "run every combination of comma lists, range(), choice(), glob(); put it first",
     "--config-dir": "your own YAML, laid out as conf/ is: DIR/experiment/mine.yaml",
     "--json": "answer with one JSON object on stdout",
+    "--inspect": "show what a prepared folder holds; settings: prepare --inspect DIR --help",
+    "--samples": "list what a step of a run trains on; settings: prepare --samples --help",
     "--completion": "print a script that completes commands, groups, choices and settings",
 }
 """Every flag with its one line for --help."""
 
+MODES = {"--inspect": "inspect", "--samples": "samples"}
+"""Flags that ask something else of a command, and the root of the settings that go with them."""
+
 SHORT = {"-h": "--help", "-V": "--version", "-m": "--multirun", "-n": "--dry-run"}
 
-VALUE_FLAGS = {"--cfg": "job", "--config-dir": "DIR", "--completion": "bash|zsh|fish"}
+VALUE_FLAGS = {
+    "--cfg": "job", "--config-dir": "DIR", "--inspect": "DIR", "--completion": "bash|zsh|fish",
+}  # fmt: skip
 """Flags that are followed by a value."""
 
 SHELLS = ("bash", "zsh", "fish")
@@ -103,7 +114,14 @@ class Options:
     overrides: list[str] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
     config_dirs: list[Path] = field(default_factory=list)
+    inspected: str | None = None
+    """The folder that --inspect names."""
     shell: str | None = None
+
+    @property
+    def root(self) -> str | None:
+        """Whose settings the overrides are: the command's, or those of a flag that changes it."""
+        return next((MODES[flag] for flag in MODES if flag in self.flags), self.command)
 
     def has(self, flag: str) -> bool:
         """Whether `flag` was given."""
@@ -172,8 +190,8 @@ def _setting_like(options: Options, name: str) -> str | None:
     from llmtrain.commands.groups import groups
     from llmtrain.commands.settings import keys
 
-    command = options.command or "train"
-    if not COMMANDS[command].overrides or len(name) < 2:
+    command = options.root or "train"
+    if (options.command and not COMMANDS[options.command].overrides) or len(name) < 2:
         return None
     given = [word.partition("=") for word in options.overrides]
     known = groups(command, options.config_dirs)
@@ -186,7 +204,7 @@ def _setting_like(options: Options, name: str) -> str | None:
 
 
 def _take_value(options: Options, flag: str, value: str) -> None:
-    if not value:
+    if not value or (flag == "--inspect" and value.startswith("-")):
         raise UsageError(f"{flag} needs a value: {flag} {VALUE_FLAGS[flag]}")
     if flag == "--cfg" and value != "job":
         raise UsageError(f"--cfg {value}: only `--cfg job` is known.")
@@ -195,6 +213,8 @@ def _take_value(options: Options, flag: str, value: str) -> None:
         if not folder.is_dir():
             raise UsageError(f"--config-dir {value}: there is no such folder.")
         options.config_dirs.append(folder)
+    if flag == "--inspect":
+        options.inspected = value
     if flag == "--completion":
         if value not in SHELLS:
             raise UsageError(f"--completion {value}: known shells are {', '.join(SHELLS)}.")
@@ -203,6 +223,8 @@ def _take_value(options: Options, flag: str, value: str) -> None:
 
 def _check(options: Options, command: Command) -> None:
     """Refuse flags and overrides that the command does not take."""
+    if options.flags >= MODES.keys():
+        raise UsageError("--inspect looks at a folder, --samples at a run: give one of them.")
     if options.has("--help"):
         return
     for flag in sorted(options.flags - {"--help", "--version", "--completion"}):

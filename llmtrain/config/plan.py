@@ -15,6 +15,7 @@ from llmtrain.config.footprint import Footprint
 from llmtrain.config.groups.served import ServedConfig
 from llmtrain.config.groups.strategy import StrategyConfig
 from llmtrain.config.meetings import check_meetings, check_simulation
+from llmtrain.config.paths import PLAN
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.split import check_split, check_vocabulary, least_micro_batches
 from llmtrain.durable import replace_text
@@ -318,3 +319,15 @@ def _check_trace(run: RunConfig, plan: Plan) -> None:
 def _nearest_multiples(value: int, divisor: int) -> str:
     below, above = value // divisor * divisor, -(-value // divisor) * divisor
     return f"{below} or {above}" if below else str(above)
+
+
+def load_plan(run_dir: Path) -> Plan:
+    """Read RUN_DIR/plan.json.
+
+    Raises:
+        ConfigError: when it is missing or damaged.
+    """
+    try:
+        return Plan(**json.loads((run_dir / PLAN).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{run_dir / PLAN} cannot be read: {error}") from None

@@ -30,6 +30,7 @@ from llmtrain.config.groups import (
     verify,
 )
 from llmtrain.config.groups.inference import EvaluateConfig, GenerateConfig
+from llmtrain.config.groups.prepared import InspectConfig, SamplesConfig
 from llmtrain.config.schema import PrepareConfig, RunConfig, VerifyRunConfig
 from llmtrain.errors import ConfigError, require_choice
 
@@ -106,8 +107,11 @@ ROOTS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "verify": VerifyRunConfig,
+    "inspect": InspectConfig,
+    "samples": SamplesConfig,
 }
-"""The root dataclass of each command that takes overrides."""
+"""The root dataclass of each command that takes overrides; `inspect` and `samples` are flags of
+`prepare`."""
 
 T = TypeVar("T")
 

@@ -28,6 +28,12 @@ ONLY_IF_SET = ("target", "prompt", "label_names")
 """Settings that folders made before there were any do not know of."""
 
 
+def cache_path(cache_dir: str | None = None) -> Path:
+    """Return where prepared data is kept: `cache_dir`, $LLMTRAIN_CACHE, else ~/.cache/llmtrain."""
+    chosen = cache_dir or os.environ.get("LLMTRAIN_CACHE") or "~/.cache/llmtrain"
+    return Path(chosen).expanduser().absolute()
+
+
 def cache_root(data: DataConfig) -> Path:
     """Return the folder of all prepared data, made if need be.
 
@@ -36,8 +42,7 @@ def cache_root(data: DataConfig) -> Path:
     Raises:
         DataError: it cannot be made or written to.
     """
-    chosen = data.cache_dir or os.environ.get("LLMTRAIN_CACHE") or "~/.cache/llmtrain"
-    root = Path(chosen).expanduser().absolute()
+    root = cache_path(data.cache_dir)
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".writable-{os.getpid()}"

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch.distributed as dist
 
 from llmtrain.config import paths
+from llmtrain.config.plan import load_plan
 from llmtrain.config.store import load_run_config
 from llmtrain.errors import EXIT_OK
 from llmtrain.sync.transport.hub import Hub
 from llmtrain.sync.transport.shard import Shard
 from llmtrain.sync.transport.stamps import entries
 from llmtrain.tasks.serve import open_shard, watch_door
-from llmtrain.tasks.train import load_plan
 from llmtrain.train.stop import StopRequest
 
 

@@ -43,7 +43,7 @@ def _print_report(console: Console, report: dict[str, Any]) -> None:
     _add_rows(table, report, "")
     console.print(table)
     if cleaning:
-        _print_cleaning(console, cleaning)
+        print_cleaning(console, cleaning)
 
 
 def _add_rows(table: Table, values: dict[str, object], prefix: str) -> None:
@@ -60,7 +60,7 @@ def _add_rows(table: Table, values: dict[str, object], prefix: str) -> None:
             table.add_row(f"[bold]{prefix}{name}[/]", shown)
 
 
-def _print_cleaning(console: Console, cleaning: dict[str, dict[str, Any]]) -> None:
+def print_cleaning(console: Console, cleaning: dict[str, dict[str, Any]]) -> None:
     """Print what each rule did, in the order they ran, and some of what was dropped."""
     columns = ("documents", "dropped", "lines", "masked", "characters")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")

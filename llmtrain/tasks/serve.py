@@ -18,7 +18,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from llmtrain.config import paths
-from llmtrain.config.plan import Plan
+from llmtrain.config.plan import Plan, load_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.console import make_console
@@ -39,7 +39,6 @@ from llmtrain.sync.transport.line import beat_key, own_client
 from llmtrain.sync.transport.session import LostLineError, Session, knocks
 from llmtrain.sync.transport.shards import Shards, Together
 from llmtrain.tasks.ending import Ending, tell_end
-from llmtrain.tasks.train import load_plan
 from llmtrain.train.audience import build_journal
 from llmtrain.train.conductor import Conductor, Stage
 from llmtrain.train.state import TrainState

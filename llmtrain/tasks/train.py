@@ -12,14 +12,14 @@ from torch.distributed import Store, TCPStore
 
 from llmtrain.config import paths
 from llmtrain.config.groups.served import ServedConfig
-from llmtrain.config.plan import Plan
+from llmtrain.config.plan import load_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.console import make_console
 from llmtrain.data.prepare import Preparation, load_report
 from llmtrain.distributed.env import RankInfo, init_process_group, rank_info, share_text
 from llmtrain.durable import replace_text
-from llmtrain.errors import EXIT_OK, ConfigError, UserError
+from llmtrain.errors import EXIT_OK, UserError
 from llmtrain.sync.server.packing import owners
 from llmtrain.sync.transport.line import Line
 from llmtrain.sync.transport.lines import Lines
@@ -40,18 +40,6 @@ class RefusedElsewhereError(UserError):
 
 class MainFailedError(Exception):
     """Rank 0 has failed and says why itself; this rank only ends."""
-
-
-def load_plan(run_dir: Path) -> Plan:
-    """Read RUN_DIR/plan.json.
-
-    Raises:
-        ConfigError: when it is missing or damaged.
-    """
-    try:
-        return Plan(**json.loads((run_dir / paths.PLAN).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{run_dir / paths.PLAN} cannot be read: {error}") from None
 
 
 def start_rank(run_dir: Path | None, store: Store) -> tuple[RankInfo, Path]:

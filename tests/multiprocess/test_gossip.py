@@ -47,10 +47,10 @@ def mix(run_dir: Path, start: list[float] | None, bucket_bytes: int) -> list[Sta
         Its state at first and after every step.
     """
     from llmtrain.config import store
+    from llmtrain.config.plan import load_plan
     from llmtrain.distributed.mesh import build_mesh
     from llmtrain.sync.build import build_sync
     from llmtrain.sync.interface import Setting
-    from llmtrain.tasks.train import load_plan
 
     rank = dist.get_rank()
     draw = torch.Generator().manual_seed(0 if start else rank)

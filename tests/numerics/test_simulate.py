@@ -40,10 +40,10 @@ def simulate(run_dir: Path, *words: str, workers: int = WORKERS, stop_after: int
         workers: Virtual replicas.
         stop_after: Ask to stop when this many pushes were seen; 0: never.
     """
+    from llmtrain.config.plan import load_plan
     from llmtrain.data.prepare import prepare
     from llmtrain.distributed.env import rank_info
     from llmtrain.tasks.simulate import run_simulated
-    from llmtrain.tasks.train import load_plan
     from llmtrain.train.stop import StopRequest
 
     tiny_run(run_dir, f"sync.simulate.workers={workers}", *WORDS, *words)

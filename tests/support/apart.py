@@ -20,9 +20,9 @@ class Replica:
         from rich.console import Console
 
         from llmtrain.config import paths, store
+        from llmtrain.config.plan import load_plan
         from llmtrain.data.prepare import prepare
         from llmtrain.distributed.env import rank_info
-        from llmtrain.tasks.train import load_plan
         from llmtrain.train.build import build_parts
 
         run_dir = tiny_run(folder / f"replica{number}", *overrides)

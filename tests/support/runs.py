@@ -108,9 +108,9 @@ def _train(
 ) -> dict[str, torch.Tensor]:
     from rich.console import Console
 
+    from llmtrain.config.plan import load_plan
     from llmtrain.data.prepare import prepare
     from llmtrain.distributed.env import rank_info
-    from llmtrain.tasks.train import load_plan
     from llmtrain.train.build import build_parts
     from llmtrain.train.stop import StopRequest
     from llmtrain.train.trainer import Trainer

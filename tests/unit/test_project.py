@@ -121,6 +121,8 @@ def test_every_yaml_composes_plans_and_is_read_back(
 @pytest.mark.parametrize("command", ROOTS)
 def test_every_root_composes(command: str) -> None:
     run = ["run=somewhere"] if issubclass(ROOTS[command], FromRunConfig) else []
+    if command == "samples":
+        run = ["run=somewhere", "step=1..2"]
     with composer(command) as hydra:
         config = hydra.compose(run).config
     assert isinstance(config, ROOTS[command])

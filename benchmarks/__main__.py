@@ -18,6 +18,7 @@ from rich.table import Table
 
 from benchmarks.case import CASES
 from benchmarks.contender import Contender
+from benchmarks.loader import STEPS, TOKENS, make_folder, measure_loading, measure_waiting
 from benchmarks.strategies import STRATEGIES, measure_strategies
 from llmtrain.launch.environment import worker_environment
 from llmtrain.train.peak import measure_matmul_flops
@@ -101,6 +102,12 @@ def main() -> None:
             )
             title = f"two processes of one thread beside one of two, gpt_10m, {args.precision}"
             show(rows, title, as_json=args.json)
+        if everything and on_cpu:
+            (folder / "tokens").mkdir()
+            tokens = make_folder(folder / "tokens", TOKENS)
+            rows = measure_loading(tokens, args.rounds, STEPS)
+            show(rows, "batches from prepared data", as_json=args.json)
+            show([measure_waiting(folder)], "waiting for data in training", as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -280,7 +280,8 @@ class TokenDataset:
             return self._readers[0].tokens[places].astype(np.int64)
         out = np.empty(places.shape, dtype=np.int64)
         shard = np.searchsorted(self._starts, places, side="right") - 1
-        for number in np.unique(shard):
+        # Not np.unique: it takes twice as long as all the rest.
+        for number in np.flatnonzero(np.bincount(shard)):
             here = shard == number
             out[here] = self._readers[number].tokens[places[here] - self._starts[number]]
         return out

@@ -197,7 +197,7 @@ def test_a_mixture_is_its_sources(root: Path) -> None:
         },
     )
     folder = prepare(config, ByteTokenizerConfig())
-    told = inspect_folder(folder, Shown(9, 10))
+    told = inspect_folder(folder, Shown(9, 11))
     # Cut in the middle of characters, which have three ids each here.
     assert "\ufffd" not in json.dumps(told, ensure_ascii=False)
     assert told["kind"] == "mixture"

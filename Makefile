@@ -38,7 +38,7 @@ format: setup  ## put the code into its one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## time a training step beside plain PyTorch
+bench: setup  ## time a training step beside plain PyTorch, and the loader
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## remove builds and caches; .venv/, runs/ and sweeps/ stay

@@ -245,7 +245,7 @@ class TokenDataset:
             return Rows(inputs_BT, labels_BT, None)
         ends_BT = inputs_BT == self.separator_id
         labels_BT[ends_BT] = IGNORED
-        return Rows(inputs_BT, labels_BT, _positions_after(ends_BT))
+        return Rows(inputs_BT, labels_BT, positions_after(ends_BT))
 
     def _fill_packed(self, rows: Ids, seq_len: int) -> Rows:
         place_BT, position_BT = self.packing(seq_len).places(rows)
@@ -304,7 +304,7 @@ class TokenDataset:
         return self._documents[:-1] + np.concatenate([np.zeros(0, dtype=np.int64), *prompts])
 
 
-def _positions_after(ends_BT: npt.NDArray[np.bool_]) -> Ids:
+def positions_after(ends_BT: npt.NDArray[np.bool_]) -> Ids:
     """Return how far each position is from its row's start or the position after the last end."""
     place_BT = np.broadcast_to(np.arange(ends_BT.shape[1]), ends_BT.shape)
     starts_BT = np.zeros_like(place_BT)

@@ -10,7 +10,6 @@ from llmtrain.data.dataset import TokenDataset
 from llmtrain.data.documents import Documents
 from llmtrain.data.manifest import load_manifest
 from llmtrain.data.packing import NOWHERE
-from llmtrain.data.sampler import Sampler
 from llmtrain.tokenizer.pieces import Piece
 
 
@@ -47,8 +46,7 @@ class StepSamples:
         self.tokenizer = self._dataset.tokenizer()
         self._seq_len = seq_len
         self._samples = samples
-        # As Loader does.
-        self._sampler = Sampler(self._dataset.n_samples(seq_len, samples), seed)
+        self._sampler = self._dataset.sampler(seq_len, samples, seed)
         self.n_samples = self._sampler.n_samples
         """Samples of an epoch."""
 

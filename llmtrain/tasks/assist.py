@@ -16,6 +16,7 @@ from llmtrain.config.groups.data import DataConfig
 from llmtrain.config.groups.tokenizer import TokenizerConfig
 from llmtrain.data.learn import THREADS_ENV
 from llmtrain.data.prepare import Preparation
+from llmtrain.data.stream_folder import prepare_stream
 from llmtrain.errors import UserError
 from llmtrain.lifeline import die_with_parent
 from llmtrain.machine import usable_cores
@@ -27,9 +28,13 @@ GOODBYE_S = 10.0
 def prepare_with_help(data: DataConfig, tokenizer: TokenizerConfig, console: Console) -> Path:
     """Return the folder with the shards, made by `data.processes` processes if need be.
 
+    Under data.mode=streaming it is the folder of the stream, which one process makes.
+
     Raises:
         UserError: a setting is missing, or an input cannot be used.
     """
+    if data.mode == "streaming":
+        return prepare_stream(data, tokenizer)
     preparation = Preparation.plan(data, tokenizer)
     if not preparation.is_done():
         run_with_help(preparation, console)

@@ -12,15 +12,15 @@ from llmtrain.config.groups.inference import EvaluateConfig
 from llmtrain.console import make_console
 from llmtrain.data.loader import Batch, ValidationBatches
 from llmtrain.data.mixed import open_dataset
-from llmtrain.data.prepare import prepare
 from llmtrain.distributed.env import (
     destroy_process_group,
     init_process_group,
     open_store,
     rank_info,
 )
-from llmtrain.errors import EXIT_OK, CheckpointError
+from llmtrain.errors import EXIT_OK, CheckpointError, ConfigError
 from llmtrain.parallel.precision import Precision
+from llmtrain.tasks.assist import prepare_with_help
 from llmtrain.tasks.inference import load_trained
 from llmtrain.train.evaluate import evaluate
 from llmtrain.train.loss import token_loss_sum
@@ -36,9 +36,13 @@ def run_evaluate(config: EvaluateConfig) -> int:
     info = rank_info(config.device)
     trained = load_trained(Path(config.run), config.step, info.device)
     run = trained.run
-    dataset = open_dataset(
-        prepare(run.data, run.tokenizer), config.split, truncate=run.data.truncate
-    )
+    if run.data.mode == "streaming" and config.split == "train":
+        raise ConfigError(
+            "split=train: of a run with data.mode=streaming only the validation split is kept; set "
+            "split=validation."
+        )
+    folder = prepare_with_help(run.data, run.tokenizer, make_console(stderr=True))
+    dataset = open_dataset(folder, config.split, truncate=run.data.truncate)
     if dataset.tokenizer().hash() != trained.manifest.tokenizer_hash:
         raise CheckpointError(
             f"{trained.folder} was trained with another tokenizer than the run's data gives now; "

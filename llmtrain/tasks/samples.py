@@ -57,6 +57,11 @@ def list_samples(run_dir: Path, steps: range, tokens: int) -> dict[str, Any]:
             f"run={run_dir}: under sync={run.sync.name} replicas take samples whenever they are "
             "ready, so no list of them belongs to a step."
         )
+    if run.data.mode == "streaming":
+        raise ConfigError(
+            f"run={run_dir}: of data.mode=streaming no document has a number; --samples needs "
+            "data.mode=prepared."
+        )
     if plan.steps is not None and steps.stop - 1 > plan.steps:
         raise ConfigError(
             f"step={steps.stop - 1}: run={run_dir} has {counted(plan.steps, 'step')}."

@@ -17,6 +17,7 @@ from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.console import make_console
 from llmtrain.data.prepare import Preparation, load_report
+from llmtrain.data.stream_folder import prepare_stream
 from llmtrain.distributed.env import RankInfo, init_process_group, rank_info, share_text
 from llmtrain.durable import replace_text
 from llmtrain.errors import EXIT_OK, UserError
@@ -163,6 +164,9 @@ def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console)
 
 
 def _prepare(run: RunConfig, store: Store, console: Console) -> Path:
+    if run.data.mode == "streaming":
+        share_text(store, "preparing", "false")
+        return prepare_stream(run.data, run.tokenizer)
     preparation = Preparation.plan(run.data, run.tokenizer)
     done = preparation.is_done()
     share_text(store, "preparing", json.dumps(not done))

@@ -109,8 +109,8 @@ def _train(
     from rich.console import Console
 
     from llmtrain.config.plan import load_plan
-    from llmtrain.data.prepare import prepare
     from llmtrain.distributed.env import rank_info
+    from llmtrain.tasks.assist import prepare_with_help
     from llmtrain.train.build import build_parts
     from llmtrain.train.stop import StopRequest
     from llmtrain.train.trainer import Trainer
@@ -118,7 +118,7 @@ def _train(
     run = store.load_run_config(run_dir / paths.CONFIG)
     info = rank_info("cpu")
     with Console(stderr=True, quiet=True) as console:
-        prepared = prepare(run.data, run.tokenizer, console=console)
+        prepared = prepare_with_help(run.data, run.tokenizer, console=console)
         parts = build_parts(run, load_plan(run_dir), run_dir, prepared, info, console)
     assert start is None or parts.state.step == start, f"resumed at {parts.state.step}"
     stop = StopRequest()

@@ -56,6 +56,11 @@ class DataConfig:
     """Processes that prepare the data; null: one a core."""
     seed: int = 1234
     """Seed of the validation split and of the `random` shard mode."""
+    mode: str = "prepared"
+    """prepared (cleaned, tokenized and written before training) | streaming (read, cleaned and
+    tokenized while it trains; only the validation split is kept)."""
+    shuffle_documents: int = 0
+    """Of a stream: so many documents are held and shuffled together; 0: source order."""
 
     def __post_init__(self) -> None:
         _check_dedup(self.dedup)
@@ -79,6 +84,16 @@ class DataConfig:
             f"data.processes={self.processes} must be positive, or null for one a core.",
         )
         require(self.shard_tokens > 0, f"data.shard_tokens={self.shard_tokens} must be positive.")
+        require_choice("data.mode", self.mode, ("prepared", "streaming"))
+        require(
+            self.shuffle_documents >= 0,
+            f"data.shuffle_documents={self.shuffle_documents} must not be negative.",
+        )
+        require(
+            self.mode == "streaming" or not self.shuffle_documents,
+            f"data.shuffle_documents={self.shuffle_documents} is for data.mode=streaming: prepared "
+            "data is shuffled as a whole.",
+        )
 
     @property
     def masks_documents(self) -> bool:

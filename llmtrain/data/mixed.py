@@ -158,6 +158,12 @@ class MixedDataset:
             np.concatenate(within)[back] if within else None,
         )
 
+    def place_of(self, sample: int, seq_len: int, samples: str) -> tuple[int, int]:
+        """Return the number of the source that has `sample`, and the sample's number there."""
+        starts = self._starts(seq_len, samples)
+        number = int(np.searchsorted(starts, sample, side="right")) - 1
+        return number, sample - int(starts[number])
+
     def _shares(self, seq_len: int, samples: str) -> list[float]:
         """Return how many samples of each source there are for one of another."""
         weights = [weight for weight in self._weights if weight is not None]

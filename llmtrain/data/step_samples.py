@@ -9,6 +9,8 @@ import numpy as np
 from llmtrain.data.dataset import TokenDataset
 from llmtrain.data.documents import Documents
 from llmtrain.data.manifest import load_manifest
+from llmtrain.data.mixed import MixedDataset, open_dataset
+from llmtrain.data.mixture import prepared_sources
 from llmtrain.data.packing import NOWHERE
 from llmtrain.tokenizer.pieces import Piece
 
@@ -27,10 +29,10 @@ class DocumentSpan:
 
 
 class StepSamples:
-    """The stream of samples of a run: position, epoch, sample, documents."""
+    """The stream of samples of a run: position, epoch, sample, source, documents."""
 
     def __init__(self, folder: Path, seq_len: int, samples: str, seed: int) -> None:
-        """Open the training split of the prepared `folder`.
+        """Open the training split of the prepared `folder`, of a source or of a mixture.
 
         Args:
             folder: What `prepare` returned.
@@ -41,8 +43,12 @@ class StepSamples:
         Raises:
             DataError: the folder is missing or damaged, or too small for one sample.
         """
-        self._dataset = TokenDataset(folder, "train")
-        self._documents = Documents(folder, load_manifest(folder), "train")
+        self._dataset = open_dataset(folder, "train")
+        sources = prepared_sources(folder)
+        self._names = [source.name for source in sources]
+        self._documents = [
+            Documents(source.folder, load_manifest(source.folder), "train") for source in sources
+        ]
         self.tokenizer = self._dataset.tokenizer()
         self._seq_len = seq_len
         self._samples = samples
@@ -58,55 +64,64 @@ class StepSamples:
             count: How many.
             tokens: Of the start of each, that are shown.
         """
-        found = []
-        for offset, sample in enumerate(self._sampler.run(first, count).tolist()):
-            spans = self.spans(sample)
-            found.append(
-                {
-                    "position": first + offset,
-                    "epoch": (first + offset) // self.n_samples,
-                    "sample": sample,
-                    "documents": [asdict(span) for span in spans],
-                    "text": [asdict(piece) for piece in self._text(spans, tokens)],
-                }
-            )
-        return found
-
-    def spans(self, sample: int) -> list[DocumentSpan]:
-        """Return which stretches of which documents are in `sample`, in order."""
-        starts, T = self._documents.starts, self._seq_len
-        if self._samples == "packed":
-            places, _ = self._dataset.packing(T).places(np.array([sample]))
-            held = places[places != NOWHERE]
-            edges = np.flatnonzero(np.diff(held) != 1) + 1
-            # Each piece has one token more than inputs: the label of its last.
-            runs = [(int(part[0]), int(part[-1]) + 2) for part in np.split(held, edges)]
-        elif self._samples == "documents":
-            runs = [(int(starts[sample]), int(min(starts[sample] + T + 1, starts[sample + 1])))]
-        else:
-            runs = [(sample * T, min(sample * T + T + 1, int(starts[-1])))]
-        return [span for run in runs for span in self._spans(*run)]
-
-    def _spans(self, start: int, end: int) -> list[DocumentSpan]:
-        """Return the stretches of documents in tokens [start, end) of the split."""
-        starts = self._documents.starts
-        first, last = np.searchsorted(starts, [start, end - 1], side="right") - 1
+        order = self._sampler.run(first, count).tolist()
         return [
-            DocumentSpan(
-                document=document,
-                shard=self._documents.shards[self._documents.shard_of(document)].name,
-                start=int(max(start - starts[document], 0)),
-                end=int(min(end, starts[document + 1]) - starts[document]),
-            )
-            for document in range(int(first), int(last) + 1)
+            {"position": position, "epoch": position // self.n_samples, "sample": sample}
+            | self._describe(sample, tokens)
+            for position, sample in enumerate(order, start=first)
         ]
 
-    def _text(self, spans: list[DocumentSpan], tokens: int) -> list[Piece]:
+    def _describe(self, sample: int, tokens: int) -> dict[str, Any]:
+        number, own, part = 0, sample, self._dataset
+        if isinstance(part, MixedDataset):
+            number, own = part.place_of(sample, self._seq_len, self._samples)
+            part = part.parts[number]
+        assert isinstance(part, TokenDataset)
+        documents = self._documents[number]
+        spans = [
+            span for run in self._runs(part, documents, own) for span in _spans(documents, *run)
+        ]
+        return ({"source": self._names[number]} if len(self._names) > 1 else {}) | {
+            "documents": [asdict(span) for span in spans],
+            "text": [asdict(piece) for piece in self._text(documents, spans, tokens)],
+        }
+
+    def _runs(
+        self, dataset: TokenDataset, documents: Documents, sample: int
+    ) -> list[tuple[int, int]]:
+        """Return which stretches of the split's tokens, [start, end), are in `sample`, in order."""
+        starts, T = documents.starts, self._seq_len
+        if self._samples == "documents":
+            return [(int(starts[sample]), int(min(starts[sample] + T + 1, starts[sample + 1])))]
+        if self._samples != "packed":
+            return [(sample * T, min(sample * T + T + 1, int(starts[-1])))]
+        places, _ = dataset.packing(T).places(np.array([sample]))
+        held = places[places != NOWHERE]
+        edges = np.flatnonzero(np.diff(held) != 1) + 1
+        # Each piece has one token more than inputs: the label of its last.
+        return [(int(part[0]), int(part[-1]) + 2) for part in np.split(held, edges)]
+
+    def _text(self, documents: Documents, spans: list[DocumentSpan], tokens: int) -> list[Piece]:
         pieces: list[Piece] = []
         for span in spans:
             end = min(span.end, span.start + tokens)
-            pieces += self._documents.pieces(span.document, span.start, end, self.tokenizer)
+            pieces += documents.pieces(span.document, span.start, end, self.tokenizer)
             tokens -= end - span.start
             if tokens <= 0:
                 break
         return pieces
+
+
+def _spans(documents: Documents, start: int, end: int) -> list[DocumentSpan]:
+    """Return the stretches of documents in tokens [start, end) of the split."""
+    starts = documents.starts
+    first, last = np.searchsorted(starts, [start, end - 1], side="right") - 1
+    return [
+        DocumentSpan(
+            document=document,
+            shard=documents.shards[documents.shard_of(document)].name,
+            start=int(max(start - starts[document], 0)),
+            end=int(min(end, starts[document + 1]) - starts[document]),
+        )
+        for document in range(int(first), int(last) + 1)
+    ]

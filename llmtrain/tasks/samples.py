@@ -148,9 +148,10 @@ def _print_step(console: Console, step: dict[str, Any]) -> None:
         spans = ", ".join(
             f"{span['document']}[{span['start']}:{span['end']}]" for span in sample["documents"]
         )
+        source = f", source {sample['source']}" if "source" in sample else ""
         line = Text(
-            f"position {sample['position']}, epoch {sample['epoch']}, sample {sample['sample']}, "
-            f"documents {spans}: "
+            f"position {sample['position']}, epoch {sample['epoch']}, sample {sample['sample']}"
+            f"{source}, documents {spans}: "
         )
         console.print(line + show_pieces(console, sample["text"], ids=False), soft_wrap=True)
 

@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from llmtrain.config import paths
+from llmtrain.config.groups.mixture import MixedSource, MixtureDataConfig
+from llmtrain.config.groups.tokenizer import ByteTokenizerConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.data.dataset import IGNORED, TokenDataset
 from llmtrain.data.loader import Loader
+from llmtrain.data.mixed import open_dataset
+from llmtrain.data.mixture import prepared_sources
+from llmtrain.data.prepare import prepare
 from llmtrain.data.step_samples import StepSamples
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.tasks.samples import list_samples
@@ -87,6 +92,33 @@ def test_equal_to_what_the_ranks_load(folder: Path, samples: str, size: int, mic
             # From the first whole character on; a row may begin in the middle of one.
             assert any(own_inputs[lead : lead + len(shown)] == shown for lead in range(4))
             assert "\ufffd" not in "".join(piece["text"] for piece in row["text"])
+
+
+@pytest.mark.parametrize("samples", ["windows", "packed"])
+def test_a_mixture_names_the_source(tmp_path: Path, samples: str) -> None:
+    sources = {}
+    for name, weight in (("one", 3.0), ("two", 1.0)):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "\n".join(json.dumps({"text": f"{name} {text}"}) for text in many_texts(30).values())
+        )
+        path = str(tmp_path / f"{name}.jsonl")
+        sources[name] = MixedSource(kind="jsonl", path=path, weight=weight)
+    config = MixtureDataConfig(cache_dir=str(tmp_path / "cache"), sources=sources)
+    folder = prepare(config, ByteTokenizerConfig())
+    folders = {source.name: source.folder for source in prepared_sources(folder)}
+    told = StepSamples(folder, SEQ_LEN, samples, seed=5)
+    first = told.n_samples - 5
+    loader = Loader(
+        open_dataset(folder, "train"), seq_len=SEQ_LEN, samples=samples, seed=5,
+        global_batch_size=40, micro_batch_size=40, dp_rank=0, dp_size=1,
+    )  # fmt: skip
+    (batch,) = loader.load(first)
+    rows = told.at(first, 40, tokens=10)
+    assert {row["source"] for row in rows} == {"one", "two"}
+    for row, inputs, labels in zip(
+        rows, batch.input_ids.tolist(), batch.labels.tolist(), strict=True
+    ):
+        assert row_of(folders[row["source"]], row["documents"], samples) == (inputs, labels)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def _print_source(console: Console, source: dict[str, Any], config: InspectConfi
         print_cleaning(console, source["clean"])
     if source.get("tokenizer_report"):
         _title(console, "tokenizer report")
-        _print_tree(console, source["tokenizer_report"])
+        _print_fit(console, source["tokenizer_report"])
     for split, found in source["splits"].items():
         for example in found["examples"]:
             _print_example(console, split, example, ids=config.ids)
@@ -153,15 +153,21 @@ def _print_example(console: Console, split: str, example: dict[str, Any], *, ids
         console.print(show_pieces(console, example["end"], ids=ids), soft_wrap=True)
 
 
-def _print_tree(console: Console, values: Any, prefix: str = "") -> None:
-    """Print nested values, a line each."""
-    if isinstance(values, dict | list):
-        items = values.items() if isinstance(values, dict) else enumerate(values, start=1)
-        for name, value in items:
-            _print_tree(console, value, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        shown = f"{values:,.3f}" if isinstance(values, float) else str(values)
-        _say(console, f"{prefix} {visible(shown)}")
+def _print_fit(console: Console, report: dict[str, Any]) -> None:
+    """Print how the tokenizer fits the text: of all of it, and a column a script."""
+    scripts = {"all": {n: v for n, v in report.items() if not isinstance(v, dict | list)}}
+    scripts |= report.get("scripts", {})
+    table = _table("", *scripts)
+    for name in dict.fromkeys(name for counts in scripts.values() for name in counts):
+        values = (counts.get(name, "") for counts in scripts.values())
+        table.add_row(
+            name,
+            *(
+                f"{v:,.3f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v)
+                for v in values
+            ),
+        )
+    console.print(table)
 
 
 def _table(*columns: str) -> Table:

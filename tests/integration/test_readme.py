@@ -26,8 +26,9 @@ def code_lines(page: Path) -> list[str]:
 
 
 def commands(page: Path) -> list[str]:
-    """Return the command lines of llmtrain that `page` shows."""
-    lines = (line.removeprefix("$ ") for line in code_lines(page))
+    """Return the command lines of llmtrain that `page` shows, those of several lines as one."""
+    whole = "\n".join(code_lines(page)).replace("\\\n", " ").splitlines()
+    lines = (line.removeprefix("$ ") for line in whole)
     return [line for line in lines if line.startswith("llmtrain ")]
 
 

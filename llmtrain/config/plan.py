@@ -18,7 +18,7 @@ from llmtrain.config.meetings import check_meetings, check_simulation
 from llmtrain.config.paths import PLAN
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.split import check_split, check_vocabulary, least_micro_batches
-from llmtrain.config.stream import check_stream
+from llmtrain.config.stream import check_streamed
 from llmtrain.durable import replace_text
 from llmtrain.errors import ConfigError, require
 
@@ -178,13 +178,7 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
     _check_schedule(run, plan)
     _check_trace(run, plan)
     check_meetings(run, axes, plan.steps)
-    if run.data.mode == "streaming":
-        check_stream(run.data, run.tokenizer)
-        require(
-            run.train.epochs is None,
-            f"train.epochs={run.train.epochs}: how long an epoch of data.mode=streaming is shows "
-            "only at its end; set train.steps or train.tokens and train.epochs=null.",
-        )
+    check_streamed(run)
     check_split(run, axes, micro_batches=plan.gradient_accumulation_steps, micro_batch_size=micro)
     if run.model.vocab_size is not None:
         check_vocabulary(run, axes, run.model.vocab_size)

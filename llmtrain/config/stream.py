@@ -2,6 +2,7 @@
 
 from llmtrain.config.groups.data import DataConfig
 from llmtrain.config.groups.tokenizer import TokenizerConfig
+from llmtrain.config.schema import RunConfig
 from llmtrain.errors import require
 
 GIVEN_TOKENIZERS = ("byte", "pretrained")
@@ -9,6 +10,22 @@ GIVEN_TOKENIZERS = ("byte", "pretrained")
 
 STREAMED_SAMPLES = ("windows", "masked_windows")
 """Samples that need no more than the tokens in their order."""
+
+
+def check_streamed(run: RunConfig) -> None:
+    """Refuse a run that needs more of its stream than one has.
+
+    Raises:
+        ConfigError: names the key and a fix.
+    """
+    if run.data.mode != "streaming":
+        return
+    check_stream(run.data, run.tokenizer)
+    require(
+        run.train.epochs is None,
+        f"train.epochs={run.train.epochs}: how long an epoch of data.mode=streaming is shows only "
+        "at its end; set train.steps or train.tokens and train.epochs=null.",
+    )
 
 
 def check_stream(data: DataConfig, tokenizer: TokenizerConfig) -> None:

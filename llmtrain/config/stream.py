@@ -52,7 +52,7 @@ def check_stream(data: DataConfig, tokenizer: TokenizerConfig) -> None:
     target = getattr(data, "target", None)
     require(
         target is None,
-        f"data.target={target!r}: data.mode=streaming reads plain text, without prompts and targets; "
+        f"data.target={target!r}: data.mode=streaming reads plain text, no prompts and targets; "
         f"set data.text_key, {instead}.",
     )
     require(

@@ -25,7 +25,10 @@ class Documents:
             DataError: a shard is not what its manifest says.
         """
         self.shards = manifest.splits[split]
-        self._readers = [ShardReader(folder, shard, manifest.dtype) for shard in self.shards]
+        self._readers = [
+            ShardReader(folder, shard, manifest.dtype, manifest.has_prompts)
+            for shard in self.shards
+        ]
         for shard, reader in zip(self.shards, self._readers, strict=True):
             if len(reader.offsets) != shard.documents + 1 or reader.offsets[-1] != shard.tokens:
                 raise DataError(
@@ -55,6 +58,12 @@ class Documents:
         first = int(reader.offsets[document - self._firsts[number]])
         length = int(self.lengths[document])
         return reader.tokens[first + max(0, start) : first + min(max(0, end), length)]
+
+    def prompt_tokens(self, document: int) -> int:
+        """Return how many tokens of `document` are of its prompt, which comes first."""
+        number = self.shard_of(document)
+        prompts = self._readers[number].prompts
+        return 0 if prompts is None else int(prompts[document - self._firsts[number]])
 
     def pieces(self, document: int, start: int, end: int, tokenizer: Tokenizer) -> list[Piece]:
         """Return the pieces of `document` that begin in its tokens [start, end)."""

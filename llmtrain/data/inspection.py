@@ -101,7 +101,7 @@ def _inspect_split(
         "shards": [
             {
                 **asdict(shard),
-                "bytes": sum(files[f"{shard.name}.{e}"].bytes for e in ("bin", "idx")),
+                "bytes": sum(c.bytes for n, c in files.items() if n.startswith(f"{shard.name}.")),
             }
             for shard in documents.shards
         ],
@@ -132,6 +132,7 @@ def _example(
         "document": number,
         "shard": documents.shards[documents.shard_of(number)].name,
         "tokens": length - 1,
+        "prompt_tokens": documents.prompt_tokens(number),
         "start": [asdict(piece) for piece in start],
         "end": [asdict(piece) for piece in end],
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from llmtrain.config.groups.data import TRUNCATE
 from llmtrain.data.dataset import TokenDataset
 from llmtrain.data.documents import Documents
 from llmtrain.data.manifest import load_manifest
@@ -31,7 +32,9 @@ class DocumentSpan:
 class StepSamples:
     """The stream of samples of a run: position, epoch, sample, source, documents."""
 
-    def __init__(self, folder: Path, seq_len: int, samples: str, seed: int) -> None:
+    def __init__(
+        self, folder: Path, seq_len: int, samples: str, seed: int, truncate: str = TRUNCATE[0]
+    ) -> None:
         """Open the training split of the prepared `folder`, of a source or of a mixture.
 
         Args:
@@ -39,11 +42,12 @@ class StepSamples:
             seq_len: model.seq_len.
             samples: data.samples.
             seed: train.seed.
+            truncate: data.truncate.
 
         Raises:
             DataError: the folder is missing or damaged, or too small for one sample.
         """
-        self._dataset = open_dataset(folder, "train")
+        self._dataset = open_dataset(folder, "train", truncate=truncate)
         sources = prepared_sources(folder)
         self._names = [source.name for source in sources]
         self._documents = [
@@ -90,11 +94,12 @@ class StepSamples:
         self, dataset: TokenDataset, documents: Documents, sample: int
     ) -> list[tuple[int, int]]:
         """Return which stretches of the split's tokens, [start, end), are in `sample`, in order."""
-        starts, T = documents.starts, self._seq_len
+        T = self._seq_len
         if self._samples == "documents":
-            return [(int(starts[sample]), int(min(starts[sample] + T + 1, starts[sample + 1])))]
+            start, end = dataset.document_rows(T).spans(np.array([sample]))
+            return [(int(start[0]), min(int(start[0]) + T + 1, int(end[0])))]
         if self._samples != "packed":
-            return [(sample * T, min(sample * T + T + 1, int(starts[-1])))]
+            return [(sample * T, min(sample * T + T + 1, int(documents.starts[-1])))]
         places, _ = dataset.packing(T).places(np.array([sample]))
         held = places[places != NOWHERE]
         edges = np.flatnonzero(np.diff(held) != 1) + 1

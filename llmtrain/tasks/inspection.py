@@ -145,7 +145,9 @@ def _print_removed(console: Console, source: dict[str, Any]) -> None:
 
 def _print_example(console: Console, split: str, example: dict[str, Any], *, ids: bool) -> None:
     where = f"{split} document {example['document']:,}, {example['shard']}"
-    _title(console, f"{where}, {counted(example['tokens'], 'token')}")
+    prompt = example["prompt_tokens"]
+    of_prompt = f", the first {prompt} of its prompt" if prompt else ""
+    _title(console, f"{where}, {counted(example['tokens'], 'token')}{of_prompt}")
     console.print(show_pieces(console, example["start"], ids=ids), soft_wrap=True)
     if example["end"]:
         shown = sum(len(p["ids"]) for part in ("start", "end") for p in example[part])

@@ -68,7 +68,9 @@ def list_samples(run_dir: Path, steps: range, tokens: int) -> dict[str, Any]:
         )
     saved = _manifests(run_dir)
     folder = _data_folder(run, saved)
-    source = StepSamples(folder, run.model.seq_len, run.data.samples, run.train.seed)
+    source = StepSamples(
+        folder, run.model.seq_len, run.data.samples, run.train.seed, run.data.truncate
+    )
     if saved and saved[-1].tokenizer_hash != source.tokenizer.hash():
         raise DataError(
             f"run={run_dir} was trained with another tokenizer than {folder} has: the text has "

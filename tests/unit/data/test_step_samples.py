@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from llmtrain.config import paths
+from llmtrain.config.groups.data import JsonlDataConfig
 from llmtrain.config.groups.mixture import MixedSource, MixtureDataConfig
 from llmtrain.config.groups.tokenizer import ByteTokenizerConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.data.dataset import IGNORED, TokenDataset
+from llmtrain.data.inspection import Shown, inspect_folder
 from llmtrain.data.loader import Loader
 from llmtrain.data.mixed import open_dataset
 from llmtrain.data.mixture import prepared_sources
@@ -92,6 +94,32 @@ def test_equal_to_what_the_ranks_load(folder: Path, samples: str, size: int, mic
             # From the first whole character on; a row may begin in the middle of one.
             assert any(own_inputs[lead : lead + len(shown)] == shown for lead in range(4))
             assert "\ufffd" not in "".join(piece["text"] for piece in row["text"])
+
+
+@pytest.mark.parametrize("truncate", ["prompt_start", "end", "drop"])
+def test_pairs_are_cut_as_in_training(tmp_path: Path, truncate: str) -> None:
+    rows = [{"a": "word " * (n % 12), "b": f"target {n} " * (n % 5 + 1)} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = JsonlDataConfig(
+        path=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache"), prompt="{a}:",
+        target="{b}", samples="documents", truncate=truncate,
+    )  # fmt: skip
+    folder = prepare(config, ByteTokenizerConfig())
+    dataset = open_dataset(folder, "train", truncate=truncate)
+    told = StepSamples(folder, SEQ_LEN, "documents", seed=5, truncate=truncate)
+    assert told.n_samples == dataset.n_samples(SEQ_LEN, "documents")
+    filled = dataset.fill(np.arange(told.n_samples), SEQ_LEN, "documents")
+    rows_told = sorted(told.at(0, told.n_samples, 5), key=lambda row: row["sample"])
+    starts = [row["documents"][0]["start"] for row in rows_told]
+    assert any(starts) == (truncate == "prompt_start")
+    for row, inputs, labels in zip(rows_told, *filled[:2], strict=True):
+        own_inputs, own_labels = row_of(folder, row["documents"], "documents")
+        assert own_inputs == inputs.tolist()
+        counted = labels != IGNORED
+        assert (np.array(own_labels)[counted] == labels[counted]).all()
+    (example,) = inspect_folder(folder, Shown(1, 200))["splits"]["train"]["examples"]
+    whole = "".join(piece["text"] for piece in example["start"]).encode()
+    assert whole[: example["prompt_tokens"]].endswith(b":")
 
 
 @pytest.mark.parametrize("samples", ["windows", "packed"])

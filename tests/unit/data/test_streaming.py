@@ -163,6 +163,7 @@ def test_resume_at_any_step(source: Source, tmp_path: Path, shuffle: int, is_not
     data = source(shuffle_documents=shuffle)
     (whole,) = loaders(data, 1, ROWS)
     steps = [rows_of(whole.load(step * ROWS)) for step in range(90)]
+    whole.dataset._pool.shutdown()
     for start in (89, 3, 40, 61):
         if not is_noted:
             for path in (tmp_path / "cache").glob("*.blocks/*"):
@@ -172,6 +173,7 @@ def test_resume_at_any_step(source: Source, tmp_path: Path, shuffle: int, is_not
             again.start(start * ROWS)
             for step in range(start, min(start + 4, 90)):
                 assert torch.equal(rows_of(again.next()), steps[step])
+        again.dataset._pool.shutdown()
 
 
 def test_resume_reads_no_more_than_it_needs(
@@ -264,6 +266,7 @@ def test_nothing_for_one_side_is_refused(source: Source, tmp_path: Path) -> None
         (["data.samples=documents"], "data.samples=masked_windows"),
         (["tokenizer=bpe"], "tokenizer=byte, or tokenizer=pretrained"),
         (["train.steps=null", "train.epochs=1"], "train.steps or train.tokens"),
+        (["data=jsonl", "data.path=x.jsonl", "data.target='{a}'"], "set data.text_key"),
         (["data=mixture", "data.mode=streaming"], "reads one source"),
         (["data.mode=prepared", "data.shuffle_documents=5"], "is for data.mode=streaming"),
     ],

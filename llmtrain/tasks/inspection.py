@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from llmtrain.config.groups.prepared import InspectConfig
 from llmtrain.data.inspection import Shown, inspect_folder
 from llmtrain.errors import EXIT_OK
 from llmtrain.tasks.pieces import show_pieces, visible
-from llmtrain.tasks.prepare import print_cleaning
+from llmtrain.tasks.report import make_table, print_cleaning, print_fit
 from llmtrain.units import counted, format_bytes
 
 BAR = 40
@@ -60,7 +59,7 @@ def _print_source(console: Console, source: dict[str, Any], config: InspectConfi
         print_cleaning(console, source["clean"])
     if source.get("tokenizer_report"):
         _title(console, "tokenizer report")
-        _print_fit(console, source["tokenizer_report"])
+        print_fit(console, source["tokenizer_report"])
     for split, found in source["splits"].items():
         for example in found["examples"]:
             _print_example(console, split, example, ids=config.ids)
@@ -69,7 +68,9 @@ def _print_source(console: Console, source: dict[str, Any], config: InspectConfi
 
 
 def _print_counts(console: Console, source: dict[str, Any]) -> None:
-    table = _table("split", "documents", "tokens", "text", "min", "median", "mean", "p95", "max")
+    table = make_table(
+        "split", "documents", "tokens", "text", "min", "median", "mean", "p95", "max"
+    )
     for split, found in source["splits"].items():
         lengths = found["lengths"]
         shown = [lengths.get(name) for name in ("min", "median", "mean", "p95", "max")]
@@ -87,7 +88,7 @@ def _print_counts(console: Console, source: dict[str, Any]) -> None:
 
 
 def _print_shards(console: Console, source: dict[str, Any]) -> None:
-    table = _table("shard", "documents", "tokens", "on disk")
+    table = make_table("shard", "documents", "tokens", "on disk")
     for found in source["splits"].values():
         for shard in found["shards"][:SHARDS]:
             table.add_row(
@@ -105,7 +106,7 @@ def _print_histogram(console: Console, split: str, lengths: dict[str, Any]) -> N
         return
     _title(console, f"tokens a document, {split}")
     longest = max(bin["documents"] for bin in lengths["histogram"])
-    table = _table("from", "to", "documents")
+    table = make_table("from", "to", "documents")
     table.columns[1].justify = "right"
     table.columns[0].justify = "right"
     table.add_column()
@@ -153,30 +154,6 @@ def _print_example(console: Console, split: str, example: dict[str, Any], *, ids
         shown = sum(len(p["ids"]) for part in ("start", "end") for p in example[part])
         _say(console, f"... {example['tokens'] + 1 - shown:,} tokens ...", "dim")
         console.print(show_pieces(console, example["end"], ids=ids), soft_wrap=True)
-
-
-def _print_fit(console: Console, report: dict[str, Any]) -> None:
-    """Print how the tokenizer fits the text: of all of it, and a column a script."""
-    scripts = {"all": {n: v for n, v in report.items() if not isinstance(v, dict | list)}}
-    scripts |= report.get("scripts", {})
-    table = _table("", *scripts)
-    for name in dict.fromkeys(name for counts in scripts.values() for name in counts):
-        values = (counts.get(name, "") for counts in scripts.values())
-        table.add_row(
-            name,
-            *(
-                f"{v:,.3f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v)
-                for v in values
-            ),
-        )
-    console.print(table)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    return table
 
 
 def _title(console: Console, text: str) -> None:

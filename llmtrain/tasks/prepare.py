@@ -12,6 +12,7 @@ from llmtrain.console import make_console
 from llmtrain.data.prepare import load_report
 from llmtrain.errors import EXIT_OK
 from llmtrain.tasks.assist import prepare_with_help
+from llmtrain.tasks.report import print_cleaning, print_fit
 
 
 def run_prepare(config: PrepareConfig) -> int:
@@ -38,10 +39,12 @@ def run_prepare(config: PrepareConfig) -> int:
 
 
 def _print_report(console: Console, report: dict[str, Any]) -> None:
-    cleaning = report.pop("clean", {})
+    cleaning, fit = report.pop("clean", {}), report.pop("tokenizer_report", {})
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     _add_rows(table, report, "")
     console.print(table)
+    if fit:
+        print_fit(console, fit)
     if cleaning:
         print_cleaning(console, cleaning)
 
@@ -58,20 +61,3 @@ def _add_rows(table: Table, values: dict[str, object], prefix: str) -> None:
             text = escape(" ".join(str(value).split()))
             shown = f"{value:,.3f}" if isinstance(value, float) else text
             table.add_row(f"[bold]{prefix}{name}[/]", shown)
-
-
-def print_cleaning(console: Console, cleaning: dict[str, dict[str, Any]]) -> None:
-    """Print what each rule did, in the order they ran, and some of what was dropped."""
-    columns = ("documents", "dropped", "lines", "masked", "characters")
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
-    table.add_column("[bold]clean[/]")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for rule, counts in cleaning.items():
-        table.add_row(f"[bold]{rule}[/]", *(f"{counts.get(name, 0):,}" for name in columns))
-    console.print(table)
-    for rule, counts in cleaning.items():
-        for example in counts.get("examples", ()):
-            # repr: a newline in a text must not break the list.
-            shown = f"dropped by {rule}: {example['id']} {example['text']!r}"
-            console.print(shown, soft_wrap=True, highlight=False, markup=False)

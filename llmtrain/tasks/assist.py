@@ -12,14 +12,24 @@ from typing import Any
 
 from rich.console import Console
 
-from llmtrain.config.groups.data import DataConfig
+from llmtrain.config.groups.data import (
+    DataConfig,
+    HuggingFaceDataConfig,
+    SyntheticDataConfig,
+)
 from llmtrain.config.groups.tokenizer import TokenizerConfig
 from llmtrain.data.learn import THREADS_ENV
+from llmtrain.data.locate import find_files
 from llmtrain.data.prepare import Preparation
+from llmtrain.data.source import BYTES_A_WORD
 from llmtrain.data.stream_folder import prepare_stream
 from llmtrain.errors import UserError
 from llmtrain.lifeline import die_with_parent
 from llmtrain.machine import usable_cores
+
+WORTH_BYTES = 8 << 20
+"""Input that is worth one more process: starting one takes up to a second, in which another does
+half of it."""
 
 GOODBYE_S = 10.0
 """How long a helper may take to notice that the work is done, or that it cannot be done."""
@@ -44,12 +54,27 @@ def prepare_with_help(data: DataConfig, tokenizer: TokenizerConfig, console: Con
 def run_with_help(preparation: Preparation, console: Console | None) -> None:
     """Make the folder of `preparation` with `data.processes` processes, this one among them.
 
+    By default as many as there are cores, but no more than there is work for.
+
     Raises:
         UserError: an input cannot be used.
     """
-    processes = preparation.data.processes or usable_cores()
+    processes = preparation.data.processes or min(usable_cores(), _useful(preparation))
     with _helpers(preparation, processes - 1):
         preparation.run(console, helps=console is None)
+
+
+def _useful(preparation: Preparation) -> int:
+    """Return for how many processes there is work that is worth their start."""
+    size = 0
+    for source in preparation.sources:
+        if isinstance(source.data, HuggingFaceDataConfig):
+            return usable_cores()  # how large it is takes loading
+        if isinstance(source.data, SyntheticDataConfig):
+            size += BYTES_A_WORD * source.data.words_per_document * source.data.documents
+        else:
+            size += sum(file.stat().st_size for file in find_files(source.data))
+    return 1 + size // WORTH_BYTES
 
 
 @contextmanager

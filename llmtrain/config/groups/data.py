@@ -53,7 +53,7 @@ class DataConfig:
     cache_dir: str | None = None
     """Where prepared data is kept; null: $LLMTRAIN_CACHE, else ~/.cache/llmtrain."""
     processes: int | None = None
-    """Processes that prepare the data; null: one a core."""
+    """Processes that prepare the data; null: one a core, fewer for a few megabytes."""
     seed: int = 1234
     """Seed of the validation split and of the `random` shard mode."""
     mode: str = "prepared"

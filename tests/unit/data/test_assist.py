@@ -8,6 +8,7 @@ import pytest
 from llmtrain.config.groups.data import SyntheticDataConfig, TextDataConfig
 from llmtrain.config.groups.mixture import MixedSource, MixtureDataConfig
 from llmtrain.config.groups.tokenizer import ByteTokenizerConfig
+from llmtrain.console import make_console
 from llmtrain.data.prepare import Preparation
 from llmtrain.tasks import assist
 
@@ -31,7 +32,9 @@ def test_as_many_as_there_is_work_for(tmp_path: Path, started: list[int]) -> Non
     cache = str(tmp_path / "cache")
 
     def prepare(data: Any) -> int:
-        assist.run_with_help(Preparation.plan(data, ByteTokenizerConfig()), None)
+        assist.run_with_help(
+            Preparation.plan(data, ByteTokenizerConfig()), make_console(stderr=True)
+        )
         return started[-1]
 
     for name, megabytes in (("small", 1), ("large", 20)):

@@ -32,9 +32,8 @@ def test_as_many_as_there_is_work_for(tmp_path: Path, started: list[int]) -> Non
     cache = str(tmp_path / "cache")
 
     def prepare(data: Any) -> int:
-        assist.run_with_help(
-            Preparation.plan(data, ByteTokenizerConfig()), make_console(stderr=True)
-        )
+        preparation = Preparation.plan(data, ByteTokenizerConfig())
+        assist.run_with_help(preparation, make_console(stderr=True))
         return started[-1]
 
     for name, megabytes in (("small", 1), ("large", 20)):

@@ -75,9 +75,20 @@ class BlockIndex:
         """Take note of block `number`, which was read.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: it cannot be written, or is not what it was when it was noted.
         """
         if number < len(self.blocks):
+            known = self.blocks[number]
+            if (known.tokens, known.end, known.is_last) != (
+                block.n_tokens,
+                block.end,
+                block.is_last,
+            ):
+                raise DataError(
+                    "The source has changed since it was streamed before: block "
+                    f"{number} has {block.n_tokens} tokens now, and had {known.tokens}. Delete "
+                    f"{self._folder} to start with what it is now."
+                )
             return
         path = self._path(number)
         facts = {

@@ -21,7 +21,7 @@ PREPARE_VERSION = 2
 """Raised whenever the same input and settings would give other shards."""
 
 NOT_CONTENT = (
-    "cache_dir", "samples", "path", "pattern", "streaming", "processes", "truncate",
+    "cache_dir", "samples", "path", "pattern", "processes", "truncate",
     "mode", "shuffle_documents",
 )  # fmt: skip
 """Settings of the group `data` that change nothing in the shards; files count by their content."""

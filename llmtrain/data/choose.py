@@ -33,10 +33,22 @@ class Choice:
         self.orders: dict[str, Numbers] = {split: record.array(split) for split in SPLITS}
         """The documents of each split in `corpus`, in the order they are written."""
         self.report: dict[str, Any] = record.facts["report"]
+        self._cut: int | None = record.facts["cut"]
+        """The document of which train and validation are the two parts, where there is but one."""
         self.bounds = self.corpus.bounds()
         self._written = np.zeros(len(self.corpus), dtype=bool)
         for order in self.orders.values():
             self._written[order] = True
+
+    def digests(self) -> Digests:
+        """Return the content hash of every document that is written, ascending.
+
+        Of one that was cut too: it must not come again, whole, in a later source.
+        """
+        kept = [*self.orders.values(), *([] if self._cut is None else [np.array([self._cut])])]
+        digests = self.corpus.digests()[np.concatenate(kept)]
+        halves = digests.view(">u8").reshape(-1, 2)
+        return digests[np.lexsort((halves[:, 1], halves[:, 0]))]
 
     def written(self, record: int) -> Numbers:
         """Return the documents of a record that are written, numbered in it, ascending."""
@@ -102,7 +114,7 @@ def choose_documents(
         raise DataError(f"data.name={data.name}: all its documents stand in the sources before it.")
     split = split_corpus(corpus, data.val_ratio, data.seed)
     report["note"] = split.note
-    added = CorpusWriter()
+    added = CorpusWriter(data.near if data.dedup == "near" else None)
     orders = {"train": np.array([read]), "validation": np.array([read + 1])}
     if split.cut is None:
         for name, numbers in (("train", split.train), ("validation", split.validation)):
@@ -110,7 +122,8 @@ def choose_documents(
             orders[name] = corpus.numbers[order]
     else:
         _cut_document(corpus, split.cut, data, added)
-    record = added.record({"report": report})
+    cut = None if split.cut is None else int(corpus.numbers[0])
+    record = added.record({"report": report, "cut": cut})
     record.arrays |= orders
     return record
 

@@ -12,6 +12,7 @@ that is done stays done, also for the next start after all are gone. What a unit
 on its number alone.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -37,6 +38,9 @@ TELL_S = 0.1
 PATIENCE_S = 2.0
 """How long a helper leaves a stage of one unit to the main process, whose terminal shows it."""
 
+WORK_VERSION = 1
+"""Raised whenever records of another llmtrain could not be gone on from."""
+
 STAGES = ("list", "before", "read", "choose", "tokenizer", "encode", "shard", "finish")
 
 _PRESENT = 0
@@ -54,6 +58,23 @@ class FinishedError(Exception):
 
 
 @contextmanager
+def one_message(folder: Path) -> Iterator[None]:
+    """Say what to do where the disk is full, or cannot be written, while `folder` is made.
+
+    Raises:
+        DataError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"Preparing {folder} failed: {error.strerror or error}. Free some space there, or set "
+            "data.cache_dir to another folder. What is done is kept: the next start goes on from "
+            "it."
+        ) from error
+
+
+@contextmanager
 def until_finished(crew: "Crew") -> Iterator[None]:
     """Leave the block when the folder of `crew` is there, by whomever.
 
@@ -63,8 +84,9 @@ def until_finished(crew: "Crew") -> Iterator[None]:
         yield
     except FinishedError:
         crew.clear()
-    except (OSError, SafetensorError):
-        if not crew.final.exists():
+    except (OSError, SafetensorError) as error:
+        gone = isinstance(error, FileNotFoundError | SafetensorError) or error.errno == errno.ESTALE
+        if not gone or not crew.final.exists():
             raise
         crew.clear()
 
@@ -82,20 +104,23 @@ def clear_work(final: Path) -> None:
 class Crew:
     """One process among those that make `final`. POSIX locks: one `Crew` a folder and process."""
 
-    def __init__(self, final: Path, *, helps: bool = False) -> None:
+    def __init__(self, final: Path, *, key: str = "", helps: bool = False) -> None:
         """Prepare to join.
 
         Args:
             final: The folder to be made; work lies beside it.
+            key: Of what is worked on; work that was left with another key is made again.
             helps: Whether another process shows how far it is.
         """
         self.final = final
         self.folder = work_folder(final)
         self.out = self.folder / "out"
         """What becomes `final`. Records name files of it under the fact `files`."""
+        self._key = f"{WORK_VERSION} {key}"
         self._patience_s = PATIENCE_S if helps else 0.0
         self._locks = -1
         self._told = 0.0
+        self._refusal: DataError | None = None
 
     def __enter__(self) -> Self:
         """Join; what an earlier crew left is looked through by the first of the next.
@@ -103,18 +128,44 @@ class Crew:
         Raises:
             DataError: the file system has no locks.
             OSError: the folder cannot be made.
+            FinishedError: the final folder is there.
         """
-        self.folder.mkdir(exist_ok=True)
-        self.out.mkdir(exist_ok=True)
-        self._locks = os.open(self.folder / "locks", os.O_RDWR | os.O_CREAT, 0o666)
+        while not self._join():
+            time.sleep(POLL_S)  # what was being cleared is gone by now
+        return self
+
+    def _join(self) -> bool:
+        """Take part; return False where the folder was cleared meanwhile."""
+        if self.final.exists():
+            raise FinishedError
         try:
-            if self._lock(_PRESENT, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                self._drop_torn()
+            self.folder.mkdir(exist_ok=True)
+            self.out.mkdir(exist_ok=True)
+            self._locks = os.open(self.folder / "locks", os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            if not self.folder.parent.exists():
+                raise
+            return False
+        try:
+            alone = self._lock(_PRESENT, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if alone and self._is_current():
+                self._look_through()
             self._lock(_PRESENT, fcntl.LOCK_SH)
+            if self._is_current():
+                return True
         except BaseException:
             self._leave()
             raise
-        return self
+        self._leave()
+        return False
+
+    def _is_current(self) -> bool:
+        """Say whether the file of locks is the one that others find under its name."""
+        try:
+            named = (self.folder / "locks").stat()
+        except FileNotFoundError:
+            return False
+        return named.st_ino == os.fstat(self._locks).st_ino
 
     def __exit__(
         self,
@@ -122,8 +173,13 @@ class Crew:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave; after a refusal the last one out takes its work along, for nobody needs it."""
-        if isinstance(error, DataError) and self._lock(_PRESENT, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        """Leave; after a refusal here the last one out takes the work along: nobody needs it.
+
+        An input that could not be read may be there again at the next start, which goes on.
+        """
+        own = error is not None and error is self._refusal
+        useless = own and not isinstance(error.__cause__ if error else None, OSError)
+        if useless and self._lock(_PRESENT, fcntl.LOCK_EX | fcntl.LOCK_NB):
             self.clear()
         self._leave()
 
@@ -190,9 +246,14 @@ class Crew:
             if number in done or not self._lock(byte, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 continue
             try:
+                if self.final.exists():
+                    raise FinishedError
                 if not path.exists():
                     work(number).save(path)
                     worked = True
+            except DataError as error:
+                self._refusal = error
+                raise
             finally:
                 self._lock(byte, fcntl.LOCK_UN)
             done.add(number)
@@ -219,12 +280,22 @@ class Crew:
             ) from error
         return True
 
-    def _drop_torn(self) -> None:
-        """Remove records that are not whole, or that name a file of `out` which is not there."""
+    def _look_through(self) -> None:
+        """Remove what a power cut has torn, and what was made of other files than those of now.
+
+        Stages behind a plan or a tokenizer that has to be made again are made again too.
+        """
+        known = self.folder / "key"
+        if not known.exists() or known.read_text() != self._key:
+            for stage in STAGES:
+                shutil.rmtree(self.folder / stage, ignore_errors=True)
+            known.write_text(self._key)
+        spoilt = False
         for stage in STAGES:
-            for path in (self.folder / stage).glob("*"):
-                if not is_whole(path) or not self._has_files(path):
+            for path in sorted((self.folder / stage).glob("*")):
+                if spoilt or not is_whole(path) or not self._has_files(path):
                     path.unlink()
+                    spoilt |= stage in ("list", "choose", "tokenizer")
 
     def _has_files(self, path: Path) -> bool:
         """Say whether the files that a record names have their sizes; they were synced first."""

@@ -172,10 +172,10 @@ class TokenDataset:
             first = starts[:-1] + 1
             first = first if self._targets is None else np.maximum(first, self._targets)
             return int((starts[1:] - first).sum())
-        labels = self.n_samples(seq_len, samples) * seq_len  # but for separators, in masked ones
-        if self._targets is None:
-            return labels
-        first = np.maximum(self._targets, 1)
+        labels = self.n_samples(seq_len, samples) * seq_len
+        # The first token of a document is no label behind a mask; the very first one never is.
+        first = starts[:-1] + 1 if samples == "masked_windows" else np.maximum(starts[:-1], 1)
+        first = first if self._targets is None else np.maximum(first, self._targets)
         return int(np.maximum(0, np.minimum(starts[1:], labels + 1) - first).sum())
 
     def describe(self, seq_len: int, samples: str) -> str:

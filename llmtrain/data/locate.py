@@ -7,6 +7,7 @@ import fnmatch
 import glob
 import os
 from pathlib import Path
+from typing import Any
 
 from llmtrain.config.groups.data import (
     DataConfig,
@@ -125,6 +126,21 @@ def kind_of_path(path: str) -> str:
         for kind, patterns in PATTERNS.items()
     }
     return max(kinds, key=lambda kind: kinds[kind])
+
+
+def source_stamps(data: DataConfig) -> Any:
+    """Return what a source is known by without reading it: paths, sizes and times of its files."""
+    if isinstance(data, SyntheticDataConfig):
+        return "synthetic"
+    if isinstance(data, HuggingFaceDataConfig):
+        root = Path(str(data.path)).expanduser()
+        if not root.is_dir():
+            return f"hub:{data.path}"
+        files = sorted(file for file in root.rglob("*") if file.is_file())
+    else:
+        files = find_files(data)
+    stats = [(file.absolute(), file.stat()) for file in files]
+    return [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
 def is_compressed(file: Path | str) -> bool:

@@ -25,9 +25,9 @@ from llmtrain.config.groups.tokenizer import TokenizerConfig
 from llmtrain.console import make_console
 from llmtrain.data.cache import cache_root, settings_hash, source_settings, tokenizer_settings
 from llmtrain.data.choose import Choice, Earlier
-from llmtrain.data.crew import Crew, clear_work, until_finished
+from llmtrain.data.crew import Crew, clear_work, one_message, until_finished
 from llmtrain.data.learn import learn_tokenizer
-from llmtrain.data.locate import check_source
+from llmtrain.data.locate import check_source, source_stamps
 from llmtrain.data.manifest import load_manifest, verify_files
 from llmtrain.data.mixture import publish_mixture, verify_mixture
 from llmtrain.data.publish import (
@@ -35,7 +35,6 @@ from llmtrain.data.publish import (
     TOKENIZER,
     load_digests,
     shared_tokenizer,
-    written_digests,
 )
 from llmtrain.data.work import SourceWork
 from llmtrain.errors import DataError
@@ -101,7 +100,8 @@ class Preparation:
             if source.dedup != "none":
                 settings["earlier"] = contents[:number]
             if tokenizer.name not in GIVEN:
-                settings["learned_from"] = [contents, _weights(data)]
+                weights = {} if tokenizer.name == "char" else _weights(data)
+                settings["learned_from"] = [contents, weights]
             digest = settings_hash(settings)
             sources.append(PlannedSource(name, source, digest, root / f"{name}-{digest[:16]}"))
         if not isinstance(data, MixtureDataConfig):
@@ -135,15 +135,9 @@ class Preparation:
             DataError: an input cannot be used, or the cache cannot be written.
         """
         silent = console is None or not console.is_terminal
-        try:
-            with Progress(console=console, transient=True, disable=silent) as bars:
-                _Making(self, bars, helps).run()
-        except OSError as error:
-            raise DataError(
-                f"Preparing {self.folder} failed: {error.strerror or error}. Free some space "
-                "there, or set data.cache_dir to another folder. What is done is kept: the next "
-                "start goes on from it."
-            ) from error
+        bars = Progress(console=console, transient=True, disable=silent)
+        with one_message(self.folder), bars:
+            _Making(self, bars, helps).run()
 
 
 def prepare(
@@ -196,8 +190,9 @@ class _Making:
             works = self._choose(joined)
             mixture, folder = self._preparation.data, self._preparation.folder
             if isinstance(mixture, MixtureDataConfig) and not folder.exists():
-                crew = joined.enter_context(Crew(folder, helps=self._helps))
+                crew = Crew(folder, helps=self._helps)
                 with until_finished(crew):
+                    joined.enter_context(crew)
                     tokenizer = shared_tokenizer(crew, self._make_tokenizer, self._bars)
                     self._finish(works, lambda: tokenizer)
                     publish_mixture(crew, mixture, self._folders())
@@ -213,9 +208,11 @@ class _Making:
         earlier, unread = Earlier(), list[DataConfig]()
         for source in self._preparation.sources:
             if not source.is_done():
-                crew = joined.enter_context(Crew(source.folder, helps=self._helps))
+                key = settings_hash({"stamps": source_stamps(source.data)})
+                crew = Crew(source.folder, key=key, helps=self._helps)
                 work = SourceWork(crew, source.data, source.digest, self._bars)
                 with until_finished(crew):
+                    joined.enter_context(crew)
                     if self._preparation.tokenizer.name in GIVEN and not self._helps:
                         self._tokenizer(crew, self._make_tokenizer)  # while helpers read already
                     near = source.data.dedup == "near"
@@ -223,7 +220,7 @@ class _Making:
                     works[source.name] = crew, work
             if source.name in works:
                 choice = self._choices[source.name]
-                earlier = earlier.add(written_digests(choice), choice.records)
+                earlier = earlier.add(choice.digests(), choice.records)
             else:
                 earlier = earlier.add(load_digests(source.folder), [])
                 unread.append(source.data)

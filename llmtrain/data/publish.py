@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from llmtrain.data.choose import Choice
 from llmtrain.data.crew import Crew
 from llmtrain.data.dedup import Digests
 from llmtrain.data.manifest import MANIFEST, FileCheck
@@ -46,16 +45,8 @@ def shared_tokenizer(crew: Crew, make: Callable[[], Tokenizer], bars: Progress) 
     return made[0] if made else load_tokenizer(crew.out / TOKENIZER)
 
 
-def written_digests(choice: Choice) -> Digests:
-    """Return the content hash of every document that is written, ascending."""
-    written = np.concatenate(list(choice.orders.values()))
-    digests = choice.corpus.digests()[written]
-    halves = digests.view(">u8").reshape(-1, 2)
-    return digests[np.lexsort((halves[:, 1], halves[:, 0]))]
-
-
 def load_digests(folder: Path) -> Digests:
-    """Return what `written_digests` gave for the finished `folder`."""
+    """Return what `Choice.digests` gave for the finished `folder`."""
     return np.fromfile(folder / DIGESTS, dtype=np.uint8).reshape(-1, 16)
 
 

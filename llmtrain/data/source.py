@@ -16,7 +16,7 @@ from llmtrain.config.groups.data import (
 )
 from llmtrain.data.digests import hash_files
 from llmtrain.data.document import Document
-from llmtrain.data.locate import find_files
+from llmtrain.data.locate import find_files, is_compressed
 from llmtrain.data.part import Part, Span, cut_rows, pack
 from llmtrain.data.row import document_of
 from llmtrain.data.skip import RecordError, SkipCount
@@ -111,7 +111,8 @@ def iter_documents(config: DataConfig, skipped: SkipCount | None = None) -> Iter
 def hash_source(config: DataConfig, known: Path | None = None) -> str:
     """Return a name of the content a source would be read from: equal where that is equal.
 
-    Files count by their bytes and their order, not by their names. A dataset on the hub is known
+    Files count by their bytes and their order, not by their names, but for suffixes that say how
+    they are read. A dataset on the hub is known
     by name only: what changes behind the name does not change the hash.
 
     Args:
@@ -126,13 +127,18 @@ def hash_source(config: DataConfig, known: Path | None = None) -> str:
         folder = Path(str(config.path)).expanduser()
         if not folder.is_dir():
             return xxhash.xxh3_128_hexdigest(f"hub:{config.path}".encode())
-        return hash_files(sorted(f for f in folder.rglob("*") if f.is_file()), known)
+        found = sorted(f for f in folder.rglob("*") if f.is_file())
+        # The library tells splits and formats by names.
+        names = "\n".join(str(file.relative_to(folder)) for file in found)
+        named = xxhash.xxh3_128_hexdigest(names.encode("utf-8", "replace"))
+        return hash_files(found, known) + named
     if isinstance(config, SyntheticDataConfig):
         return "synthetic"  # made from the settings alone
     files = find_files(config)
     digest = hash_files(files, known)
+    # The name of a file may say how the same bytes are to be read.
+    digest += "".join(file.suffix for file in files if is_compressed(file))
     if isinstance(config, CsvDataConfig):
-        # The name of a file may say how the same bytes are to be read.
         digest += "".join(delimiter_of(config, file) for file in files)
     return digest
 

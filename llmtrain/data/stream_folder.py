@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from llmtrain.config.groups.data import DataConfig, HuggingFaceDataConfig, SyntheticDataConfig
+from llmtrain.config.groups.data import DataConfig
 from llmtrain.config.groups.tokenizer import TokenizerConfig
 from llmtrain.config.stream import check_stream
 from llmtrain.data.block import (
@@ -28,9 +28,9 @@ from llmtrain.data.cache import (
     settings_hash,
     tokenizer_settings,
 )
-from llmtrain.data.crew import Crew, until_finished
+from llmtrain.data.crew import Crew, one_message, until_finished
 from llmtrain.data.library import library_versions
-from llmtrain.data.locate import check_source, find_files
+from llmtrain.data.locate import check_source, source_stamps
 from llmtrain.data.manifest import Manifest, Shard, dtype_for, load_manifest, mend, verify_files
 from llmtrain.data.part import Part
 from llmtrain.data.publish import REPORT, TOKENIZER, json_bytes, publish
@@ -66,7 +66,8 @@ class HeldOut:
 def prepare_stream(data: DataConfig, tokenizer: TokenizerConfig) -> Path:
     """Return the folder of the stream of `data` under `tokenizer`, made if it is not there yet.
 
-    Files are known by path, size and time, not by content: they are not read to the end first.
+    Files are known by path, size and time, not by content. Of plain JSON lines the lines are
+    counted first, at the pace of the disk; other files are not read to the end.
 
     Raises:
         ConfigError: a setting is missing, or a stream cannot do what is asked.
@@ -81,13 +82,14 @@ def prepare_stream(data: DataConfig, tokenizer: TokenizerConfig) -> Path:
             # Where blocks end.
             "shuffle_documents": data.shuffle_documents,
             "libraries": library_versions(data),
-            "source": _stamps(data),
+            "source": source_stamps(data),
             "tokenizer": tokenizer_settings(tokenizer),
         }
     )
     folder = cache_root(data) / f"{data.name}-stream-{digest[:16]}"
     if not folder.exists():
-        with Crew(folder) as crew, until_finished(crew):
+        crew = Crew(folder)
+        with one_message(folder), until_finished(crew), crew:
             crew.once("finish", lambda: _publish(crew, data, tokenizer, digest))
     verify_files(folder, load_manifest(folder).files)
     return folder
@@ -104,21 +106,6 @@ def load_parts(folder: Path) -> list[Part]:
         return [Part.from_facts(part) for part in facts]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{folder / PARTS} cannot be read ({error}). {mend(folder)}") from error
-
-
-def _stamps(data: DataConfig) -> Any:
-    """Return what a source is known by without reading it."""
-    if isinstance(data, SyntheticDataConfig):
-        return "synthetic"
-    if isinstance(data, HuggingFaceDataConfig):
-        root = Path(str(data.path)).expanduser()
-        if not root.is_dir():
-            return f"hub:{data.path}"
-        files = sorted(file for file in root.rglob("*") if file.is_file())
-    else:
-        files = find_files(data)
-    stats = [(file.absolute(), file.stat()) for file in files]
-    return [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
 def _publish(crew: Crew, data: DataConfig, config: TokenizerConfig, digest: str) -> Record:

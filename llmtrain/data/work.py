@@ -34,7 +34,6 @@ from llmtrain.data.publish import (
     TOKENIZER,
     json_bytes,
     publish,
-    written_digests,
 )
 from llmtrain.data.reading import ReadCounts, read_and_clean
 from llmtrain.data.record import Record, RecordReader
@@ -153,7 +152,7 @@ class SourceWork:
         files = {TOKENIZER: _check(self._crew.folder / "tokenizer" / f"{0:08d}")[TOKENIZER]}
         for path in written:
             files |= _check(path)
-        files[DIGESTS] = write_file(out / DIGESTS, written_digests(choice).tobytes())
+        files[DIGESTS] = write_file(out / DIGESTS, choice.digests().tobytes())
         report = _report(choice, shards, tokenizer) | {"tokenizer_report": fit}
         if prompt_tokens := plan.prompt_tokens():
             report["prompt_tokens"] = prompt_tokens

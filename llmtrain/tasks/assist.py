@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -32,7 +33,7 @@ WORTH_BYTES = 8 << 20
 half of it."""
 
 GOODBYE_S = 10.0
-"""How long a helper may take to notice that the work is done, or that it cannot be done."""
+"""How long helpers may take to notice that the work is done, or that it cannot be done."""
 
 
 def prepare_with_help(data: DataConfig, tokenizer: TokenizerConfig, console: Console) -> Path:
@@ -116,8 +117,9 @@ def _start_method() -> str:
 
 
 def _say_goodbye(helpers: Sequence[BaseProcess]) -> None:
+    until = time.monotonic() + GOODBYE_S
     for helper in helpers:
-        helper.join(GOODBYE_S)
+        helper.join(max(0.0, until - time.monotonic()))
 
 
 def _help(preparation: Preparation) -> None:

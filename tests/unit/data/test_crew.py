@@ -1,6 +1,7 @@
 """Units of work shared through a folder, and the records that they leave."""
 
 import multiprocessing
+import time
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,71 @@ def test_after_a_refusal_the_last_one_takes_the_work_along(tmp_path: Path) -> No
     with pytest.raises(DataError, match="broken"), Crew(made) as crew:
         crew.each("read", 2, _refuse)
     assert not work_folder(made).exists()
+
+
+def test_an_input_that_could_not_be_read_keeps_the_work(tmp_path: Path) -> None:
+    def work(number: int) -> Record:
+        if number:
+            raise DataError("cannot be read") from OSError(5, "Input/output error")
+        return numbered(number)
+
+    with pytest.raises(DataError), Crew(tmp_path / "made") as crew:
+        crew.each("read", 2, work)
+    assert (work_folder(tmp_path / "made") / "read" / "00000000").exists()
+
+
+def test_work_on_other_files_is_made_again(tmp_path: Path) -> None:
+    done: list[int] = []
+
+    def work(number: int) -> Record:
+        done.append(number)
+        return numbered(number)
+
+    for key, expected in (("one", 2), ("one", 2), ("two", 4), ("two", 4)):
+        with Crew(tmp_path / "made", key=key) as crew:
+            crew.each("read", 2, work)
+        assert len(done) == expected
+
+
+def test_behind_a_torn_tokenizer_all_is_made_again(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def stages() -> None:
+        with Crew(tmp_path / "made") as crew:
+            for stage in ("read", "tokenizer", "encode"):
+                crew.each(stage, 2, lambda number, stage=stage: done.append(stage) or numbered(1))
+
+    stages()
+    both = ["tokenizer", "tokenizer", "encode", "encode"]
+    for torn, again in (("read", ["read"]), ("tokenizer", both)):
+        done.clear()
+        (work_folder(tmp_path / "made") / torn / "00000000").write_bytes(b"torn")
+        stages()
+        assert done == again
+
+
+def _clear_and_finish(folder: Path, there: Any, go: Any) -> None:
+    with Crew(folder) as crew:
+        there.set()
+        go.wait()
+        crew.clear()
+        time.sleep(0.2)
+
+
+def test_who_joins_while_the_folder_is_cleared_joins_the_next(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    context = multiprocessing.get_context("spawn")
+    there, go = context.Event(), context.Event()
+    other = context.Process(target=_clear_and_finish, args=(made, there, go))
+    other.start()
+    assert there.wait(60)
+    with Crew(made) as late:
+        go.set()
+        other.join()
+        assert not late._is_current()  # it had come before; what it does is lost with the folder
+    with Crew(made) as next_one:
+        assert next_one._is_current()
+        next_one.each("read", 3, numbered)
 
 
 def test_who_comes_late_finds_it_finished(tmp_path: Path) -> None:

@@ -48,6 +48,25 @@ def refuses(config: DataConfig, *parts: str, cheap: bool = False) -> str:
     return str(caught.value)
 
 
+def test_names_that_say_how_bytes_are_read_count(tmp_path: Path) -> None:
+    """Else what was made of the wrong reading would be found again under the right name."""
+    raw = gzip.compress(b"some text in it")
+    hashes = []
+    for name in ("a.txt", "b.txt", "a.txt.gz"):
+        folder = tmp_path / name.replace(".", "_")
+        folder.mkdir()
+        (folder / name).write_bytes(raw)
+        hashes.append(hash_source(TextDataConfig(path=str(folder))))
+    assert hashes[0] == hashes[1] != hashes[2]
+    splits = []
+    for name in ("train.jsonl", "test.jsonl"):
+        folder = tmp_path / f"hub_{name}"
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        splits.append(hash_source(HuggingFaceDataConfig(path=str(folder))))
+    assert splits[0] != splits[1]
+
+
 def test_shakespeare_ships_with_the_package() -> None:
     documents = read(ShakespeareDataConfig())
     assert len(documents) == 42

@@ -213,10 +213,11 @@ class _Making:
                 work = SourceWork(crew, source.data, source.digest, self._bars)
                 with until_finished(crew):
                     joined.enter_context(crew)
+                    needed = unread if source.data.dedup == "near" else ()
                     if self._preparation.tokenizer.name in GIVEN and not self._helps:
+                        work.parts(needed)
                         self._tokenizer(crew, self._make_tokenizer)  # while helpers read already
-                    near = source.data.dedup == "near"
-                    self._choices[source.name] = work.choose(earlier, unread if near else ())
+                    self._choices[source.name] = work.choose(earlier, needed)
                     works[source.name] = crew, work
             if source.name in works:
                 choice = self._choices[source.name]

@@ -61,6 +61,18 @@ class SourceWork:
         self._digest = digest
         self._bars = bars
 
+    def parts(self, unread: Sequence[DataConfig] = ()) -> Path:
+        """Return the record of the parts; with it, other processes begin to read.
+
+        Args:
+            unread: As in `choose`.
+
+        Raises:
+            DataError: an input cannot be used.
+            FinishedError: the folder is there.
+        """
+        return self._crew.once("list", lambda: _list([self._data, *unread]))
+
     def choose(self, earlier: Earlier, unread: Sequence[DataConfig] = ()) -> Choice:
         """Read, clean, and choose which documents stay, and where.
 
@@ -72,9 +84,7 @@ class SourceWork:
             DataError: an input cannot be used, or nothing is left.
             FinishedError: the folder is there.
         """
-        sources = [self._data, *unread]
-        listed = self._crew.once("list", lambda: _list(sources))
-        own, *others = RecordReader(listed).facts["parts"]
+        own, *others = RecordReader(self.parts(unread)).facts["parts"]
         read = self._read("read", [(self._data, part) for part in own])
         before = [
             (source, part) for source, found in zip(unread, others, strict=True) for part in found

@@ -139,7 +139,7 @@ class LibraryTokenizer:
 
     def save(self, path: Path) -> None:
         """Write the tokenizer to the file `path`."""
-        path.write_text(json.dumps(self._content(), ensure_ascii=False), encoding="utf-8")
+        path.write_text(json.dumps(self._content, ensure_ascii=False), encoding="utf-8")
 
     def save_huggingface(self, path: Path) -> None:
         """Write the plain `tokenizer.json` of the `tokenizers` library to the file `path`."""
@@ -147,8 +147,13 @@ class LibraryTokenizer:
 
     def hash(self) -> str:
         """Return 32 hex digits of the content."""
-        return xxhash.xxh3_128_hexdigest(json.dumps(self._content(), sort_keys=True).encode())
+        return self._hash
 
+    @cached_property
+    def _hash(self) -> str:
+        return xxhash.xxh3_128_hexdigest(json.dumps(self._content, sort_keys=True).encode())
+
+    @cached_property
     def _content(self) -> dict[str, Any]:
         backend = json.loads(self._backend.to_str())
         return file_content(self.name, self.separator, tokenizer=backend)

@@ -99,14 +99,15 @@ def test_pairs_are_the_same_too(rows: Path, monkeypatch: pytest.MonkeyPatch) -> 
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))]
 )
 def test_killed_at_any_moment_it_goes_on(rows: Path, alone: Path, seed: int) -> None:
-    """Every stage is hit: the moment is that at which so many units are done."""
+    """The moment is that at which so many units are done; over all seeds every stage is hit."""
     rng = random.Random(seed)
+    most = 40 if seed == 0 else 12
     asked = request(rows, f"killed_{seed}", processes=2)
     work = rows / f"killed_{seed}" / f"{alone.name}.work"
     done = kills = 0
     while True:
         process = start(asked)
-        wanted = done + rng.randrange(1, 12)
+        wanted = done + rng.randrange(1, most)
         while process.poll() is None and (done := count(work)) < wanted:
             time.sleep(0.001)
         if process.poll() is not None:
@@ -118,7 +119,7 @@ def test_killed_at_any_moment_it_goes_on(rows: Path, alone: Path, seed: int) -> 
         folder = work.with_name(alone.name)
         assert count(work) >= done or folder.exists()  # what is done stays done
         done = count(work)
-    assert kills >= 5
+    assert kills >= 60 // most
     folder = finish(process)
     assert contents(folder) == contents(alone)
     assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
@@ -203,7 +204,7 @@ PRIVATE = ("unshare", "--user", "--map-root-user", "--mount")
 @pytest.mark.integration
 @pytest.mark.chaos
 @pytest.mark.skipif(not _may_mount(), reason="needs a mount namespace: unshare --user --mount")
-@pytest.mark.parametrize("size", ["300k", "900k"])
+@pytest.mark.parametrize("size", ["300k", pytest.param("900k", marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_message_and_room_lets_it_go_on(
     rows: Path, alone: Path, tmp_path: Path, size: str
 ) -> None:

@@ -35,6 +35,7 @@ def test_json_lines_are_prepared(tmp_path: Path) -> None:
     assert kept.read_text() == lines
 
 
+@pytest.mark.slow
 def test_a_run_names_what_it_was_trained_on_and_goes_on(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     words = ["train", *TINY, "data=text", f"run_dir={run_dir}"]

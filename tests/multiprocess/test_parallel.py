@@ -198,14 +198,14 @@ EIGHT = [
 
 PACKED_TWO = [
     "strategy=data" + M2,
-    "strategy=data strategy.zero=3" + M2,
     "strategy=model",
     HYBRID + "1 strategy.cp=2" + M2,
     "strategy=pipeline" + M2,
-    GRAPH + "1F1B" + M2,
 ]
 
 PACKED_LONG = [
+    "strategy=data strategy.zero=3" + M2,
+    GRAPH + "1F1B" + M2,
     "strategy=model strategy.sequence_parallel=false" + M2,
     "strategy=pipeline strategy.schedule=ZBVZeroBubble" + M2,
     "strategy=pipeline strategy.schedule=Interleaved1F1B" + M2 + COMPILE,

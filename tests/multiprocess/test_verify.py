@@ -148,13 +148,14 @@ def micro_batch_repeated() -> Iterator[None]:
 
     right = Pipeline.train
 
-    def train(self: Any, ids: Any, labels: Any, sample_ids: Any, **keywords: Any) -> Any:
+    def train(self: Any, ids: Any, labels: Any, to_all: Any, **keywords: Any) -> Any:
         rows = self._shape[0]
 
         def repeated(t: torch.Tensor) -> torch.Tensor:
             return torch.cat([t[:rows], t[:rows], t[2 * rows :]])
 
-        return right(self, repeated(ids), repeated(labels), repeated(sample_ids), **keywords)
+        others = {name: repeated(tensor) for name, tensor in to_all.items()}
+        return right(self, repeated(ids), repeated(labels), others, **keywords)
 
     yield from _patched(Pipeline, "train", train)
 

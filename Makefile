@@ -38,8 +38,9 @@ format: setup  ## put the code into its one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## time a training step beside plain PyTorch, and the loader
+bench: setup  ## time a training step beside plain PyTorch, the loader, and prepare beside bare encoders
 	$(BIN)/python -m benchmarks $(ARGS)
+	test -n "$(ARGS)" || $(BIN)/python -m benchmarks.prepare
 
 clean:  ## remove builds and caches; .venv/, runs/ and sweeps/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -253,6 +253,7 @@ for number, words in enumerate(json.loads(sys.argv[3])):
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_another_node_helps(rows: Path, tmp_path: Path) -> None:
     """Two nodes that share a file system, each a process here; and what both hear of a refusal."""
     shared = ["data=jsonl", f"data.path={rows / 'rows.jsonl'}", f"data.cache_dir={tmp_path}"]

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from llmtrain.config.groups.data import TextDataConfig
+from llmtrain.config.groups.data import DataConfig, TextDataConfig
 from llmtrain.config.groups.tokenizer import ByteTokenizerConfig, TokenizerConfig
+from llmtrain.data.locate import check_source
 from llmtrain.data.prepare import prepare
+from llmtrain.data.source import iter_documents
+from llmtrain.errors import DataError
 
 Prepare = Callable[..., Path]
 
@@ -40,3 +43,17 @@ def many_texts(count: int, words: int = 30) -> dict[str, str]:
         f"{i:03d}.txt": " ".join(f"word{i * 7919 % 1000}x{j}" for j in range(words)) + "\n"
         for i in range(count)
     }
+
+
+def refusal(config: DataConfig, *, cheap: bool = False) -> str:
+    """Return the message with which a source is refused; a `cheap` mistake shows before anything
+    is read."""
+    with pytest.raises(DataError) as caught:
+        check_source(config) if cheap else list(iter_documents(config))
+    return str(caught.value)
+
+
+def unsaid(message: str, *parts: str) -> list[str]:
+    """Return those of `parts` that `message` lacks, and the message itself where there are any."""
+    missing = [part for part in parts if part not in message]
+    return [*missing, message] if missing else []

@@ -1,10 +1,8 @@
 """`llmtrain prepare --inspect DIR` and `--samples`: answered in this process, without torch."""
 
-from llmtrain.commands.compose import composer
 from llmtrain.commands.options import Options
-from llmtrain.commands.task import check_run
+from llmtrain.commands.task import check_run, compose_or_show
 from llmtrain.config.groups.prepared import InspectConfig, SamplesConfig
-from llmtrain.config.store import to_yaml
 from llmtrain.console import make_console
 from llmtrain.data.prepared import find_prepared
 from llmtrain.errors import EXIT_OK
@@ -17,13 +15,8 @@ def run_prepared(options: Options) -> int:
         UserError: when there is no such folder or run, or it cannot be used.
     """
     assert options.root is not None
-    overrides = list(options.overrides)
-    if options.has("--json"):
-        overrides.append("json=true")
-    with composer(options.root, options.config_dirs) as hydra:
-        config = hydra.compose(overrides).config
-    if options.has("--cfg"):
-        print(to_yaml(config), end="")
+    config = compose_or_show(options, options.root)
+    if config is None:
         return EXIT_OK
     if isinstance(config, InspectConfig):
         from llmtrain.tasks.inspection import run_inspection

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from llmtrain.commands.compose import composer
 from llmtrain.commands.options import Options
@@ -21,13 +22,8 @@ def run_task_command(options: Options) -> int:
         UserError: for everything that can be told before a process starts.
     """
     assert options.command is not None
-    overrides = list(options.overrides)
-    if options.has("--json"):
-        overrides.append("json=true")
-    with composer(options.command, options.config_dirs) as hydra:
-        config = hydra.compose(overrides).config
-    if options.has("--cfg"):
-        print(to_yaml(config), end="")
+    config = compose_or_show(options, options.command)
+    if config is None:
         return EXIT_OK
     if isinstance(config, PrepareConfig):
         from llmtrain.data.locate import check_source
@@ -40,6 +36,25 @@ def run_task_command(options: Options) -> int:
     if isinstance(config, FromRunConfig):
         check_run(str(config.run))
     return run_task(options.command, as_plain(config))
+
+
+def compose_or_show(options: Options, root: str) -> Any | None:
+    """Return the typed configuration `root` under the overrides of `options`.
+
+    None: it was asked for (--cfg) and has been printed.
+
+    Raises:
+        ConfigError: for everything a user can get wrong.
+    """
+    overrides = list(options.overrides)
+    if options.has("--json"):
+        overrides.append("json=true")
+    with composer(root, options.config_dirs) as hydra:
+        config = hydra.compose(overrides).config
+    if not options.has("--cfg"):
+        return config
+    print(to_yaml(config), end="")
+    return None
 
 
 def check_run(run: str) -> None:

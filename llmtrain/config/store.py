@@ -44,16 +44,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "wordpiece": tokenizer.WordPieceTokenizerConfig,
         "pretrained": tokenizer.PretrainedTokenizerConfig,
     },
-    "data": {
-        "shakespeare": data.ShakespeareDataConfig,
-        "text": data.TextDataConfig,
-        "jsonl": data.JsonlDataConfig,
-        "csv": data.CsvDataConfig,
-        "parquet": data.ParquetDataConfig,
-        "huggingface": data.HuggingFaceDataConfig,
-        "synthetic": data.SyntheticDataConfig,
-        "mixture": mixture.MixtureDataConfig,
-    },
+    "data": {**mixture.KINDS, "mixture": mixture.MixtureDataConfig},
     "strategy": {
         "single": strategy.SingleStrategyConfig,
         "data": strategy.DataStrategyConfig,

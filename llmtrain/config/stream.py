@@ -1,12 +1,9 @@
 """What `data.mode=streaming` cannot do, told before anything starts."""
 
 from llmtrain.config.groups.data import DataConfig
-from llmtrain.config.groups.tokenizer import TokenizerConfig
+from llmtrain.config.groups.tokenizer import GIVEN_TOKENIZERS, TokenizerConfig
 from llmtrain.config.schema import RunConfig
 from llmtrain.errors import require
-
-GIVEN_TOKENIZERS = ("byte", "pretrained")
-"""Those that learn nothing from the text."""
 
 STREAMED_SAMPLES = ("windows", "masked_windows")
 """Samples that need no more than the tokens in their order."""

@@ -11,8 +11,8 @@ from typing import Any
 from llmtrain.config.groups.data import HuggingFaceDataConfig, ParquetDataConfig, RowDataConfig
 from llmtrain.data.locate import is_local
 from llmtrain.data.part import PART_BYTES, Span, cut_rows
+from llmtrain.data.raw_file import check_unchanged, whole_file
 from llmtrain.data.row import fields_read, missing_key
-from llmtrain.data.stream import check_unchanged, whole_file
 from llmtrain.errors import DataError, did_you_mean
 
 ROWS_AT_ONCE = 1024

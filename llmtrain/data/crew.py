@@ -187,6 +187,10 @@ class Crew:
         """Remove the work. What others still hold open they can go on using."""
         clear_work(self.final)
 
+    def record(self, stage: str, number: int = 0) -> Path:
+        """Return where the record of a unit is, when it is done."""
+        return self.folder / stage / f"{number:08d}"
+
     def each(self, stage: str, count: int, work: Work, tick: Tick | None = None) -> list[Path]:
         """Return the records of units 0 to `count`-1 of `stage`, when the last of them is done.
 
@@ -196,21 +200,18 @@ class Crew:
             work: Does one of them.
             tick: For a progress bar.
 
+        To be called under `until_finished`.
+
         Raises:
             FinishedError: the final folder has appeared.
         """
         folder = self.folder / stage
-        paths = [folder / f"{number:08d}" for number in range(count)]
-        try:
-            folder.mkdir(exist_ok=True)
-            while len(done := self._done(folder, paths)) < count:
-                self._tell(tick, done)
-                if not self._work(stage, paths, done, work, tick):
-                    time.sleep(POLL_S)
-        except FileNotFoundError as error:
-            if self.final.exists():
-                raise FinishedError from error
-            raise
+        paths = [self.record(stage, number) for number in range(count)]
+        folder.mkdir(exist_ok=True)
+        while len(done := self._done(folder, paths)) < count:
+            self._tell(tick, done)
+            if not self._work(stage, paths, done, work, tick):
+                time.sleep(POLL_S)
         if tick is not None:
             tick(done)
         return paths
@@ -221,7 +222,7 @@ class Crew:
         Raises:
             FinishedError: the final folder has appeared.
         """
-        path = self.folder / stage / f"{0:08d}"
+        path = self.record(stage)
         patient_until = time.monotonic() + self._patience_s
         while time.monotonic() < patient_until and not path.exists():
             if self.final.exists():

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llmtrain.config.groups.data import SAMPLES, TRUNCATE
-from llmtrain.data.manifest import PROMPTS, load_manifest, mend, verify_files
+from llmtrain.data.manifest import load_manifest, verify_files
 from llmtrain.data.packing import NOWHERE, Packing
 from llmtrain.data.sampler import Sampler
-from llmtrain.data.shard import ShardReader
+from llmtrain.data.shard import open_shards
 from llmtrain.data.truncate import DocumentRows
 from llmtrain.errors import DataError, require_choice
 from llmtrain.tokenizer.base import Tokenizer
@@ -80,26 +80,13 @@ class TokenDataset:
         self.tokenizer_hash = manifest.tokenizer_hash
         shards = [s for s in manifest.splits[split] if s.tokens]
         self._has_prompts = manifest.has_prompts
-        self._readers = [
-            ShardReader(folder, shard, manifest.dtype, self._has_prompts) for shard in shards
-        ]
+        self._readers = open_shards(folder, manifest, shards)
         self._starts = _cumulative([s.tokens for s in shards])
         self.n_tokens = int(self._starts[-1])
         self.n_documents = sum(s.documents for s in shards)
         self._truncate = truncate
         self._packings: dict[int, Packing] = {}
         self._document_rows: dict[int, DocumentRows] = {}
-        for shard, reader in zip(shards, self._readers, strict=True):
-            if len(reader.offsets) != shard.documents + 1 or reader.offsets[-1] != shard.tokens:
-                raise DataError(
-                    f"{folder / shard.name}.idx is corrupt: it does not fit its tokens. "
-                    f"{mend(folder)}"
-                )
-            if reader.prompts is not None and len(reader.prompts) != shard.documents:
-                raise DataError(
-                    f"{folder / shard.name}{PROMPTS} is corrupt: it does not fit its documents. "
-                    f"{mend(folder)}"
-                )
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer the folder was made with.

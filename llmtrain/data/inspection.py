@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtrain.data.documents import Documents
 from llmtrain.data.lengths import describe_lengths
 from llmtrain.data.manifest import Manifest, load_manifest, verify_files
 from llmtrain.data.mixture import PreparedSource, prepared_sources, verify_mixture
 from llmtrain.data.prepare import load_report
 from llmtrain.data.publish import TOKENIZER
+from llmtrain.data.split_documents import Documents
 from llmtrain.tokenizer.base import Tokenizer
 from llmtrain.tokenizer.build import load_tokenizer
 

@@ -1,8 +1,6 @@
 """The tokenizer learned from what was chosen: of each source its share."""
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -11,9 +9,7 @@ from llmtrain.data.choose import Choice
 from llmtrain.data.corpus import Numbers
 from llmtrain.tokenizer.base import Tokenizer
 from llmtrain.tokenizer.build import train_tokenizer
-
-THREADS_ENV = "TOKENIZERS_PARALLELISM"
-"""Read by the library `tokenizers` at every call: whether it uses threads."""
+from llmtrain.tokenizer.threads import threads
 
 
 def learn_tokenizer(
@@ -44,7 +40,7 @@ def learn_tokenizer(
         scale = limit / sum(weights.values())
         shares = {n: min(1.0, scale * weights[n] / max(1, sizes[n])) for n in choices}
     total = round(sum(shares[name] * sizes[name] for name in choices))
-    with _threads():  # the other processes of the crew are waiting
+    with threads(True):  # the other processes of the crew are waiting
         return train_tokenizer(config, _texts(choices, numbers, shares), total)
 
 
@@ -54,17 +50,3 @@ def _texts(
     for name, choice in choices.items():
         for text in choice.corpus.texts(numbers[name]):
             yield text if shares[name] == 1 else text[: max(1, round(len(text) * shares[name]))]
-
-
-@contextmanager
-def _threads() -> Iterator[None]:
-    """Let the library `tokenizers` use every core meanwhile."""
-    before = os.environ.get(THREADS_ENV)
-    os.environ[THREADS_ENV] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[THREADS_ENV]
-        else:
-            os.environ[THREADS_ENV] = before

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.data.dataset import IGNORED
-from llmtrain.data.mixed import Dataset
+from llmtrain.data.opening import Dataset
 from llmtrain.errors import require
 
 PREFETCH_STEPS = 4

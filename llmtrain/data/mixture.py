@@ -13,9 +13,9 @@ from typing import Any
 from llmtrain.config.groups.mixture import MixtureDataConfig
 from llmtrain.data.crew import Crew
 from llmtrain.data.manifest import FORMAT, VERSION, FileCheck, mend, read_manifest, verify_files
-from llmtrain.data.publish import REPORT, TOKENIZER, json_bytes, publish
+from llmtrain.data.publish import REPORT, TOKENIZER, bytes_per_token, json_bytes, publish
 from llmtrain.data.record import Record
-from llmtrain.data.shard import write_file
+from llmtrain.data.shard import keep_file, write_file
 from llmtrain.errors import DataError
 
 MIXTURE = "llmtrain-mixture"
@@ -72,9 +72,8 @@ def publish_mixture(crew: Crew, data: MixtureDataConfig, folders: dict[str, Path
 
 
 def _publish(crew: Crew, data: MixtureDataConfig, folders: dict[str, Path]) -> Record:
-    tokenizer = (crew.out / TOKENIZER).read_bytes()
     files = {
-        TOKENIZER: write_file(crew.out / TOKENIZER, tokenizer),
+        TOKENIZER: keep_file(crew.out / TOKENIZER),
         REPORT: write_file(crew.out / REPORT, json_bytes(_report(folders))),
     }
     sources = [
@@ -99,11 +98,11 @@ def _report(folders: dict[str, Path]) -> dict[str, Any]:
             for name, count in report[key].items():
                 whole[key][name] = whole[key].get(name, 0) + count
     first = next(iter(reports.values()))
-    separators = whole["documents"]["train"] + whole["documents"]["validation"]
-    ids = max(1, sum(whole["tokens"].values()) - separators)
+    documents = whole["documents"]["train"] + whole["documents"]["validation"]
+    sizes = sum(whole["bytes"].values()), sum(whole["tokens"].values())
     notes = [f"{name}: {report['note']}" for name, report in reports.items() if report["note"]]
     return whole | {
-        "bytes_per_token": round(sum(whole["bytes"].values()) / ids, 4),
+        "bytes_per_token": bytes_per_token(*sizes, documents),
         "tokenizer": first["tokenizer"],
         "vocab_size": first["vocab_size"],
         "note": "; ".join(notes),

@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from llmtrain.config.groups.data import DataConfig
 from llmtrain.config.groups.mixture import MixtureDataConfig, sources_of
-from llmtrain.config.groups.tokenizer import TokenizerConfig
+from llmtrain.config.groups.tokenizer import GIVEN_TOKENIZERS, TokenizerConfig
 from llmtrain.console import make_console
 from llmtrain.data.cache import cache_root, settings_hash, source_settings, tokenizer_settings
 from llmtrain.data.choose import Choice, Earlier
@@ -40,9 +40,6 @@ from llmtrain.data.work import SourceWork
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.base import Tokenizer
 from llmtrain.tokenizer.build import load_tokenizer
-
-GIVEN = ("byte", "pretrained")
-"""Tokenizers that learn nothing from the text."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Preparation:
             settings: dict[str, Any] = {"source": contents[number], "tokenizer": ids}
             if source.dedup != "none":
                 settings["earlier"] = contents[:number]
-            if tokenizer.name not in GIVEN:
+            if tokenizer.name not in GIVEN_TOKENIZERS:
                 weights = {} if tokenizer.name == "char" else _weights(data)
                 settings["learned_from"] = [contents, weights]
             digest = settings_hash(settings)
@@ -214,7 +211,7 @@ class _Making:
                 with until_finished(crew):
                     joined.enter_context(crew)
                     needed = unread if source.data.dedup == "near" else ()
-                    if self._preparation.tokenizer.name in GIVEN and not self._helps:
+                    if self._preparation.tokenizer.name in GIVEN_TOKENIZERS and not self._helps:
                         work.parts(needed)
                         self._tokenizer(crew, self._make_tokenizer)  # while helpers read already
                     self._choices[source.name] = work.choose(earlier, needed)
@@ -252,7 +249,4 @@ class _Making:
 
 
 def _weights(data: DataConfig) -> dict[str, float]:
-    """Return the weight of each source of a mixture that has any."""
-    if not isinstance(data, MixtureDataConfig):
-        return {}
-    return {name: s.weight for name, s in data.sources.items() if s.weight is not None}
+    return data.weights if isinstance(data, MixtureDataConfig) else {}

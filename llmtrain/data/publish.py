@@ -13,7 +13,7 @@ from llmtrain.data.crew import Crew
 from llmtrain.data.dedup import Digests
 from llmtrain.data.manifest import MANIFEST, FileCheck
 from llmtrain.data.record import Record
-from llmtrain.data.shard import write_file
+from llmtrain.data.shard import keep_file, write_file
 from llmtrain.durable import sync_folder
 from llmtrain.tokenizer.base import Tokenizer
 from llmtrain.tokenizer.build import load_tokenizer
@@ -36,10 +36,8 @@ def shared_tokenizer(crew: Crew, make: Callable[[], Tokenizer], bars: Progress) 
     def keep() -> Record:
         bars.add_task("train tokenizer", total=None)
         made.append(make())
-        path = crew.out / TOKENIZER
-        made[0].save(path)
-        check = write_file(path, path.read_bytes())  # once more, to the disk
-        return Record({"files": {TOKENIZER: asdict(check)}})
+        made[0].save(crew.out / TOKENIZER)
+        return Record({"files": {TOKENIZER: asdict(keep_file(crew.out / TOKENIZER))}})
 
     crew.once("tokenizer", keep)
     return made[0] if made else load_tokenizer(crew.out / TOKENIZER)
@@ -60,6 +58,11 @@ def publish(crew: Crew, files: dict[str, FileCheck], manifest: dict[str, Any]) -
     crew.out.rename(crew.final)
     sync_folder(crew.final.parent)
     return Record()
+
+
+def bytes_per_token(text_bytes: int, tokens: int, documents: int) -> float:
+    """Return how many bytes of text a token stands for; a separator a document is no text."""
+    return round(text_bytes / max(1, tokens - documents), 4)
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:

@@ -62,10 +62,13 @@ class Sampler:
     def sample(self, position: int | Indices) -> int | Indices:
         """Return the sample at each `position` (>= 0), same shape."""
         positions = np.atleast_1d(np.asarray(position, dtype=np.int64))
+        found = self._sample_at(positions.ravel()).reshape(positions.shape)
+        return int(found[0]) if np.ndim(position) == 0 else found
+
+    def _sample_at(self, positions: Indices) -> Indices:
+        """Return the sample at each of `positions`, shape (n,)."""
         epochs, index = np.divmod(positions, self.n_samples)
-        if self.shuffle and self.n_samples > 1:
-            index = self._permute(index.ravel(), epochs.ravel()).reshape(index.shape)
-        return int(index[0]) if np.ndim(position) == 0 else index
+        return self._permute(index, epochs) if self.shuffle and self.n_samples > 1 else index
 
     def _permute(self, index: Indices, epochs: Indices) -> Indices:
         seed = np.array([self.seed % 2**64], dtype=np.uint64)

@@ -7,7 +7,7 @@ NAME.tgt   uint32 little endian, an entry a document: how many of its first toke
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from llmtrain.data.manifest import PROMPTS, FileCheck, Shard
+from llmtrain.data.manifest import PROMPTS, FileCheck, Manifest, Shard, mend
+from llmtrain.durable import hash_file
+from llmtrain.errors import DataError
 
 
 def write_shard(
@@ -75,12 +77,39 @@ class ShardReader:
             self.prompts = _map(folder / f"{shard.name}{PROMPTS}", np.dtype("<u4"))
 
 
+def open_shards(folder: Path, manifest: Manifest, shards: Sequence[Shard]) -> list[ShardReader]:
+    """Return readers of `shards` of the prepared `folder`, whose files have been verified.
+
+    Raises:
+        DataError: a file is not what the manifest says.
+    """
+    readers = [ShardReader(folder, s, manifest.dtype, manifest.has_prompts) for s in shards]
+    for shard, reader in zip(shards, readers, strict=True):
+        if len(reader.offsets) != shard.documents + 1 or reader.offsets[-1] != shard.tokens:
+            raise DataError(
+                f"{folder / shard.name}.idx is corrupt: it does not fit its tokens. {mend(folder)}"
+            )
+        if reader.prompts is not None and len(reader.prompts) != shard.documents:
+            raise DataError(
+                f"{folder / shard.name}{PROMPTS} is corrupt: it does not fit its documents. "
+                f"{mend(folder)}"
+            )
+    return readers
+
+
 def write_file(path: Path, content: bytes) -> FileCheck:
     """Write `content` to the file `path`, on disk when this returns."""
     with path.open("wb") as stream:
         stream.write(content)
         flush_to_disk(stream)
     return FileCheck(len(content), xxhash.xxh3_128_hexdigest(content))
+
+
+def keep_file(path: Path) -> FileCheck:
+    """Push the file `path`, which somebody has written, down to the disk; return what it is."""
+    with path.open("rb+") as stream:
+        flush_to_disk(stream)
+    return FileCheck(path.stat().st_size, hash_file(path))
 
 
 def flush_to_disk(stream: BinaryIO) -> None:

@@ -18,12 +18,12 @@ from llmtrain.data.digests import hash_files
 from llmtrain.data.document import Document
 from llmtrain.data.locate import find_files, is_compressed
 from llmtrain.data.part import Part, Span, cut_rows, pack
+from llmtrain.data.raw_file import whole_file
 from llmtrain.data.row import document_of
 from llmtrain.data.skip import RecordError, SkipCount
 from llmtrain.data.source_csv import delimiter_of, read_csv
 from llmtrain.data.source_jsonl import jsonl_spans, read_jsonl
 from llmtrain.data.source_text import read_text, text_spans
-from llmtrain.data.stream import whole_file
 from llmtrain.errors import DataError, require_choice
 
 Reader = Callable[[Any, Span], Iterator[Document | RecordError]]
@@ -112,8 +112,8 @@ def hash_source(config: DataConfig, known: Path | None = None) -> str:
     """Return a name of the content a source would be read from: equal where that is equal.
 
     Files count by their bytes and their order, not by their names, but for suffixes that say how
-    they are read. A dataset on the hub is known
-    by name only: what changes behind the name does not change the hash.
+    they are read. A dataset on the hub is known by name only: what changes behind the name does
+    not change the hash.
 
     Args:
         config: The source.

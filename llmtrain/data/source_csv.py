@@ -10,9 +10,9 @@ from llmtrain.config.groups.data import CsvDataConfig
 from llmtrain.data.decode import decode_bytes
 from llmtrain.data.document import Document
 from llmtrain.data.part import Span
+from llmtrain.data.raw_file import open_file
 from llmtrain.data.row import document_of, fields_read, missing_key
 from llmtrain.data.skip import RecordError
-from llmtrain.data.stream import open_file
 from llmtrain.errors import DataError
 
 END = "\0end"

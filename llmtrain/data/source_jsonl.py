@@ -11,9 +11,9 @@ from llmtrain.data.decode import decode_bytes
 from llmtrain.data.document import Document
 from llmtrain.data.locate import is_compressed
 from llmtrain.data.part import PART_BYTES, Span
+from llmtrain.data.raw_file import open_file, skip_line, whole_file
 from llmtrain.data.row import document_of, fields_read, too_long
 from llmtrain.data.skip import RecordError
-from llmtrain.data.stream import open_file, skip_line, whole_file
 from llmtrain.errors import DataError
 
 

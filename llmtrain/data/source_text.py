@@ -10,8 +10,8 @@ from llmtrain.data.decode import decode_bytes
 from llmtrain.data.document import Document
 from llmtrain.data.locate import is_compressed
 from llmtrain.data.part import Span
+from llmtrain.data.raw_file import open_file, whole_file
 from llmtrain.data.skip import RecordError
-from llmtrain.data.stream import open_file, whole_file
 
 SEARCH_BYTES = 1 << 20
 """How far the end of a line is looked for; where there is none, a cut goes between characters."""

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmtrain.data.manifest import Manifest, mend
-from llmtrain.data.shard import ShardReader
-from llmtrain.errors import DataError
+from llmtrain.data.manifest import Manifest
+from llmtrain.data.shard import open_shards
 from llmtrain.tokenizer.base import Tokenizer
 from llmtrain.tokenizer.pieces import CONTEXT, Piece, split_pieces
 
@@ -25,16 +24,7 @@ class Documents:
             DataError: a shard is not what its manifest says.
         """
         self.shards = manifest.splits[split]
-        self._readers = [
-            ShardReader(folder, shard, manifest.dtype, manifest.has_prompts)
-            for shard in self.shards
-        ]
-        for shard, reader in zip(self.shards, self._readers, strict=True):
-            if len(reader.offsets) != shard.documents + 1 or reader.offsets[-1] != shard.tokens:
-                raise DataError(
-                    f"{folder / shard.name}.idx is corrupt: it does not fit its tokens. "
-                    f"{mend(folder)}"
-                )
+        self._readers = open_shards(folder, manifest, self.shards)
         lengths = [np.diff(reader.offsets.astype(np.int64)) for reader in self._readers]
         self.lengths: Counts = np.concatenate([np.zeros(0, dtype=np.int64), *lengths])
         """Tokens of each document, its separator counted, shape (documents,)."""

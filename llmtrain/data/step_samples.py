@@ -8,11 +8,12 @@ import numpy as np
 
 from llmtrain.config.groups.data import TRUNCATE
 from llmtrain.data.dataset import TokenDataset
-from llmtrain.data.documents import Documents
 from llmtrain.data.manifest import load_manifest
-from llmtrain.data.mixed import MixedDataset, open_dataset
+from llmtrain.data.mixed import MixedDataset
 from llmtrain.data.mixture import prepared_sources
+from llmtrain.data.opening import open_dataset
 from llmtrain.data.packing import NOWHERE
+from llmtrain.data.split_documents import Documents
 from llmtrain.tokenizer.pieces import Piece
 
 

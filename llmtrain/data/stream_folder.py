@@ -33,9 +33,9 @@ from llmtrain.data.library import library_versions
 from llmtrain.data.locate import check_source, source_stamps
 from llmtrain.data.manifest import Manifest, Shard, dtype_for, load_manifest, mend, verify_files
 from llmtrain.data.part import Part
-from llmtrain.data.publish import REPORT, TOKENIZER, json_bytes, publish
+from llmtrain.data.publish import REPORT, TOKENIZER, bytes_per_token, json_bytes, publish
 from llmtrain.data.record import Record
-from llmtrain.data.shard import write_file, write_shard
+from llmtrain.data.shard import keep_file, write_file, write_shard
 from llmtrain.data.skip import SkipCount
 from llmtrain.data.source import list_parts
 from llmtrain.errors import DataError
@@ -118,7 +118,7 @@ def _publish(crew: Crew, data: DataConfig, config: TokenizerConfig, digest: str)
     lengths = np.array([len(ids) for ids in held.documents], dtype=np.int64)
     name = "validation-00000"
     files = write_shard(crew.out, name, lengths, held.documents)
-    files[TOKENIZER] = write_file(crew.out / TOKENIZER, (crew.out / TOKENIZER).read_bytes())
+    files[TOKENIZER] = keep_file(crew.out / TOKENIZER)
     files[PARTS] = write_file(crew.out / PARTS, _parts_bytes(parts))
     files[REPORT] = write_file(crew.out / REPORT, json_bytes(_report(tokenizer, held, skipped)))
     manifest = Manifest(
@@ -175,7 +175,7 @@ def _report(tokenizer: Tokenizer, held: HeldOut, skipped: SkipCount) -> dict[str
         "documents": {"read": held.read, "validation": len(held.documents)},
         "tokens": {"validation": tokens},
         "bytes": {"validation": held.bytes},
-        "bytes_per_token": round(held.bytes / max(1, tokens - len(held.documents)), 4),
+        "bytes_per_token": bytes_per_token(held.bytes, tokens, len(held.documents)),
         "skipped": skipped.to_json(),
         "clean": {},
         "tokenizer": tokenizer.name,

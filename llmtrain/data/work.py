@@ -32,6 +32,7 @@ from llmtrain.data.publish import (
     DIGESTS,
     REPORT,
     TOKENIZER,
+    bytes_per_token,
     json_bytes,
     publish,
 )
@@ -159,7 +160,7 @@ class SourceWork:
         shards: dict[str, list[Shard]] = {split: [] for split in choice.orders}
         for shard in plan.shards:
             shards[shard.split].append(Shard(shard.name, shard.tokens, len(shard.documents)))
-        files = {TOKENIZER: _check(self._crew.folder / "tokenizer" / f"{0:08d}")[TOKENIZER]}
+        files = {TOKENIZER: _check(self._crew.record("tokenizer"))[TOKENIZER]}
         for path in written:
             files |= _check(path)
         files[DIGESTS] = write_file(out / DIGESTS, choice.digests().tobytes())
@@ -191,13 +192,12 @@ def _report(choice: Choice, shards: dict[str, list[Shard]], tokenizer: Tokenizer
     tokens = {name: sum(s.tokens for s in part) for name, part in shards.items()}
     sizes = choice.corpus.sizes()
     text_bytes = {name: int(sizes[order].sum()) for name, order in choice.orders.items()}
-    separators = sum(documents.values())  # which are no text
     return choice.report | {
         "documents": choice.report["documents"] | documents,
         "tokens": tokens,
         "bytes": text_bytes,
-        "bytes_per_token": round(
-            sum(text_bytes.values()) / max(1, sum(tokens.values()) - separators), 4
+        "bytes_per_token": bytes_per_token(
+            sum(text_bytes.values()), sum(tokens.values()), sum(documents.values())
         ),
         "tokenizer": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,

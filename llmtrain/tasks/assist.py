@@ -1,11 +1,10 @@
 """More processes to prepare data with, started by one that shows how far they all are."""
 
 import multiprocessing
-import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,7 +18,6 @@ from llmtrain.config.groups.data import (
     SyntheticDataConfig,
 )
 from llmtrain.config.groups.tokenizer import TokenizerConfig
-from llmtrain.data.learn import THREADS_ENV
 from llmtrain.data.locate import find_files
 from llmtrain.data.prepare import Preparation
 from llmtrain.data.source import BYTES_A_WORD
@@ -27,6 +25,7 @@ from llmtrain.data.stream_folder import prepare_stream
 from llmtrain.errors import UserError
 from llmtrain.lifeline import die_with_parent
 from llmtrain.machine import usable_cores
+from llmtrain.tokenizer.threads import threads
 
 WORTH_BYTES = 8 << 20
 """Input that is worth one more process: starting one takes up to a second, in which another does
@@ -36,18 +35,32 @@ GOODBYE_S = 10.0
 """How long helpers may take to notice that the work is done, or that it cannot be done."""
 
 
-def prepare_with_help(data: DataConfig, tokenizer: TokenizerConfig, console: Console) -> Path:
+def prepare_with_help(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    console: Console,
+    announce: Callable[[bool], object] = lambda _: None,
+) -> Path:
     """Return the folder with the shards, made by `data.processes` processes if need be.
 
     Under data.mode=streaming it is the folder of the stream, which one process makes.
+
+    Args:
+        data: The source.
+        tokenizer: How text becomes ids.
+        console: Where progress goes.
+        announce: Told, before anything is made, whether there is work that others can help with.
 
     Raises:
         UserError: a setting is missing, or an input cannot be used.
     """
     if data.mode == "streaming":
+        announce(False)
         return prepare_stream(data, tokenizer)
     preparation = Preparation.plan(data, tokenizer)
-    if not preparation.is_done():
+    done = preparation.is_done()
+    announce(not done)
+    if not done:
         run_with_help(preparation, console)
     return preparation.folder
 
@@ -84,17 +97,16 @@ def _helpers(preparation: Preparation, count: int) -> Iterator[None]:
     if not count:
         yield
         return
-    # Each process encodes on its own: threads of the library would only be in each other's way.
-    before = os.environ.get(THREADS_ENV)
-    os.environ[THREADS_ENV] = "false"
     context: Any = multiprocessing.get_context(_start_method())
     helpers = [
         context.Process(target=_help, args=(preparation,), daemon=True) for _ in range(count)
     ]
     try:
-        for helper in helpers:
-            helper.start()
-        yield
+        # Each process encodes on its own: threads would only be in each other's way.
+        with threads(False):
+            for helper in helpers:
+                helper.start()
+            yield
         _say_goodbye(helpers)
     except Exception:
         _say_goodbye(helpers)  # who leaves last after a refusal takes the work along
@@ -103,10 +115,6 @@ def _helpers(preparation: Preparation, count: int) -> Iterator[None]:
         for helper in helpers:
             if helper.is_alive():
                 helper.kill()
-        if before is None:
-            del os.environ[THREADS_ENV]
-        else:
-            os.environ[THREADS_ENV] = before
 
 
 def _start_method() -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from llmtrain.config.groups.inference import EvaluateConfig
 from llmtrain.console import make_console
 from llmtrain.data.loader import Batch, ValidationBatches
-from llmtrain.data.mixed import open_dataset
+from llmtrain.data.opening import open_dataset
 from llmtrain.distributed.env import (
     destroy_process_group,
     init_process_group,

@@ -17,7 +17,6 @@ from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.console import make_console
 from llmtrain.data.prepare import Preparation, load_report
-from llmtrain.data.stream_folder import prepare_stream
 from llmtrain.distributed.env import RankInfo, init_process_group, rank_info, share_text
 from llmtrain.durable import replace_text
 from llmtrain.errors import EXIT_OK, UserError
@@ -25,7 +24,7 @@ from llmtrain.sync.server.packing import owners
 from llmtrain.sync.transport.line import Line
 from llmtrain.sync.transport.lines import Lines
 from llmtrain.sync.transport.session import Caller
-from llmtrain.tasks.assist import run_with_help
+from llmtrain.tasks.assist import prepare_with_help, run_with_help
 from llmtrain.tasks.ending import Ending, tell_end
 from llmtrain.train.build import build_parts, build_replica
 from llmtrain.train.replica import Replica
@@ -140,7 +139,12 @@ def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console)
     """
     if info.is_main:
         try:
-            folder = _prepare(run, store, console)
+            folder = prepare_with_help(
+                run.data,
+                run.tokenizer,
+                console,
+                lambda busy: share_text(store, "preparing", json.dumps(busy)),
+            )
         except BaseException as error:
             kind = "refused" if isinstance(error, UserError) else "failed"
             if info.replica is None or kind == "refused":
@@ -161,18 +165,6 @@ def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console)
     if "failed" in answer:
         raise MainFailedError(f"rank 0 could not prepare the data: {answer['failed']}")
     return Path(answer["folder"])
-
-
-def _prepare(run: RunConfig, store: Store, console: Console) -> Path:
-    if run.data.mode == "streaming":
-        share_text(store, "preparing", "false")
-        return prepare_stream(run.data, run.tokenizer)
-    preparation = Preparation.plan(run.data, run.tokenizer)
-    done = preparation.is_done()
-    share_text(store, "preparing", json.dumps(not done))
-    if not done:
-        run_with_help(preparation, console)
-    return preparation.folder
 
 
 def _help_prepare(run: RunConfig, store: Store) -> None:

@@ -20,8 +20,7 @@ from llmtrain.config.meetings import advice
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.data.loader import Batch, Loader, ValidationBatches
-from llmtrain.data.mixed import Dataset, open_dataset
-from llmtrain.data.stream_dataset import StreamDataset
+from llmtrain.data.opening import Dataset, open_dataset, open_training
 from llmtrain.distributed.env import RankInfo
 from llmtrain.distributed.mesh import Mesh, build_mesh
 from llmtrain.errors import CheckpointError, ConfigError
@@ -93,7 +92,7 @@ def _assemble(
     console: Console,
     make_sync: Callable[[Any, Setting], S],
 ) -> Parts[S]:
-    train_set = _open_training(run, prepared)
+    train_set = open_training(prepared, run.data)
     val_set = open_dataset(prepared, "validation", truncate=run.data.truncate)
     vocab_size = resolve_vocab_size(run, train_set)
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=vocab_size))
@@ -131,12 +130,6 @@ def _assemble(
     )
     restore(parts, console)
     return parts
-
-
-def _open_training(run: RunConfig, prepared: Path) -> Dataset:
-    if run.data.mode == "streaming":
-        return StreamDataset(prepared, run.data)
-    return open_dataset(prepared, "train", truncate=run.data.truncate)
 
 
 def _described(run: RunConfig, train_set: Dataset, val_set: Dataset) -> str:

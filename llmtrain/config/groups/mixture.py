@@ -94,6 +94,11 @@ class MixtureDataConfig(DataConfig):
             "them one, or none.",
         )
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each source; empty where none has any."""
+        return {n: s.weight for n, s in self.sources.items() if s.weight is not None}
+
     def of_source(self, name: str) -> DataConfig:
         """Return what the source `name` is on its own, under the settings of the mixture."""
         source = self.sources[name]

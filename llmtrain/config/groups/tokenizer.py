@@ -10,6 +10,10 @@ LETTER = re.compile(r"[^\W\d_]")
 SIGN = re.compile(r"[^\w\s']")
 
 
+GIVEN_TOKENIZERS = ("byte", "pretrained")
+"""Those that learn nothing from the text."""
+
+
 @dataclass(kw_only=True)
 class TokenizerConfig:
     """What every tokenizer has."""

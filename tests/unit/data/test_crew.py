@@ -1,7 +1,8 @@
 """Units of work shared through a folder, and the records that they leave."""
 
 import multiprocessing
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,24 +122,39 @@ def _refuse(_: int) -> Record:
     raise DataError("broken")
 
 
-def _be_present(folder: Path, there: Any, leave: Any) -> None:
-    with Crew(folder):
+def _be_present(folder: Path, there: Any, leave: Any, clears: bool) -> None:
+    with Crew(folder) as crew:
         there.set()
         leave.wait()
+        if clears:
+            crew.clear()
+
+
+@contextmanager
+def another_one(folder: Path, *, clears: bool = False) -> Iterator[Callable[[], None]]:
+    """Let another process be of the crew; give what lets it leave, and clear before if it does."""
+    context = multiprocessing.get_context("spawn")
+    there, leave = context.Event(), context.Event()
+    other = context.Process(target=_be_present, args=(folder, there, leave, clears))
+    other.start()
+    assert there.wait(60)
+
+    def go() -> None:
+        leave.set()
+        other.join()
+
+    try:
+        yield go
+    finally:
+        go()
 
 
 def test_after_a_refusal_the_last_one_takes_the_work_along(tmp_path: Path) -> None:
     made = tmp_path / "made"
-    context = multiprocessing.get_context("spawn")
-    there, leave = context.Event(), context.Event()
-    other = context.Process(target=_be_present, args=(made, there, leave))
-    other.start()
-    assert there.wait(60)
-    with pytest.raises(DataError, match="broken"), Crew(made) as crew:
-        crew.each("read", 2, _refuse)
-    assert work_folder(made).exists()
-    leave.set()
-    other.join()
+    with another_one(made):
+        with pytest.raises(DataError, match="broken"), Crew(made) as crew:
+            crew.each("read", 2, _refuse)
+        assert work_folder(made).exists()
     with pytest.raises(DataError, match="broken"), Crew(made) as crew:
         crew.each("read", 2, _refuse)
     assert not work_folder(made).exists()
@@ -185,24 +201,10 @@ def test_behind_a_torn_tokenizer_all_is_made_again(tmp_path: Path) -> None:
         assert done == again
 
 
-def _clear_and_finish(folder: Path, there: Any, go: Any) -> None:
-    with Crew(folder) as crew:
-        there.set()
-        go.wait()
-        crew.clear()
-        time.sleep(0.2)
-
-
 def test_who_joins_while_the_folder_is_cleared_joins_the_next(tmp_path: Path) -> None:
     made = tmp_path / "made"
-    context = multiprocessing.get_context("spawn")
-    there, go = context.Event(), context.Event()
-    other = context.Process(target=_clear_and_finish, args=(made, there, go))
-    other.start()
-    assert there.wait(60)
-    with Crew(made) as late:
-        go.set()
-        other.join()
+    with another_one(made, clears=True) as go, Crew(made) as late:
+        go()
         assert not late._is_current()  # it had come before; what it does is lost with the folder
     with Crew(made) as next_one:
         assert next_one._is_current()

@@ -26,8 +26,10 @@ from llmtrain.config.schema import PrepareConfig
 from llmtrain.config.store import from_dict, to_yaml
 from llmtrain.data.dataset import IGNORED, TokenDataset
 from llmtrain.data.loader import Loader, ValidationBatches
-from llmtrain.data.mixed import MixedDataset, MixedSampler, open_dataset, share_out
+from llmtrain.data.mixed import MixedDataset
+from llmtrain.data.mixed_sampler import MixedSampler, share_out
 from llmtrain.data.mixture import prepared_sources
+from llmtrain.data.opening import open_dataset
 from llmtrain.data.prepare import load_report, prepare
 from llmtrain.errors import ConfigError, DataError
 from tests.unit.data.conftest import many_texts

@@ -17,8 +17,8 @@ from llmtrain.config.store import load_run_config
 from llmtrain.data.dataset import IGNORED, TokenDataset
 from llmtrain.data.inspection import Shown, inspect_folder
 from llmtrain.data.loader import Loader
-from llmtrain.data.mixed import open_dataset
 from llmtrain.data.mixture import prepared_sources
+from llmtrain.data.opening import open_dataset
 from llmtrain.data.prepare import prepare
 from llmtrain.data.step_samples import StepSamples
 from llmtrain.errors import ConfigError, DataError

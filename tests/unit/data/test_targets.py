@@ -18,7 +18,8 @@ from llmtrain.config.groups.mixture import MixedSource, MixtureDataConfig
 from llmtrain.config.groups.tokenizer import ByteTokenizerConfig
 from llmtrain.data.dataset import IGNORED, TokenDataset
 from llmtrain.data.loader import Loader
-from llmtrain.data.mixed import MixedDataset, open_dataset
+from llmtrain.data.mixed import MixedDataset
+from llmtrain.data.opening import open_dataset
 from llmtrain.data.prepare import prepare
 from llmtrain.errors import DataError
 

@@ -5,6 +5,7 @@
 A byte-level BPE of 32k entries is learned first. Then, in interleaved rounds: the library's
 encoders over the same texts in memory, on as many cores as `prepare` uses, and `prepare` from a
 file on disk to a finished folder: reading, cleaning, exact dedup, encoding, shards, hashes, fsync.
+The peers get the pattern of the tokenizer as it is; `prepare` groups it, see `tiktoken_encoder`.
 Medians, in MB of text a second, and as ratios to the fastest bare encoder and to tiktoken's
 threads.
 """

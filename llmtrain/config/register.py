@@ -3,11 +3,14 @@
 `conf/model/llama_30m.yaml` starts with `defaults: [schema_llama, _self_]`.
 """
 
+from functools import cache
+
 from hydra.core.config_store import ConfigStore
 
 from llmtrain.config.store import PLAIN_SCHEMAS, ROOTS, SCHEMAS
 
 
+@cache  # the store is the process's, and it takes a third of a composition
 def register() -> None:
     """Register every schema: `<group>/schema_<name>`, `<group>/schema`, and `schema_<command>`."""
     store = ConfigStore.instance()

@@ -45,6 +45,12 @@ def _verify(options: Options) -> int:
     return run_verify(options)
 
 
+def _checkpoint(options: Options) -> int:
+    from llmtrain.commands.saved import run_saved
+
+    return run_saved(options)
+
+
 def _doctor(options: Options) -> int:
     from llmtrain.commands.doctor import run_doctor
 
@@ -57,6 +63,7 @@ HANDLERS: dict[str, Callable[[Options], int]] = {
     "evaluate": _task,
     "generate": _task,
     "verify": _verify,
+    "checkpoint": _checkpoint,
     "doctor": _doctor,
 }
 """What runs each of `options.COMMANDS`."""

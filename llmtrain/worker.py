@@ -45,7 +45,7 @@ def main() -> int:
     """Run the task that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(prog="llmtrain.worker")
     parser.add_argument("run_dir", nargs="?")
-    parser.add_argument("--task", choices=("prepare", "evaluate", "generate", "verify"))
+    parser.add_argument("--task", choices=("prepare", "evaluate", "generate", "verify", "convert"))
     parser.add_argument("--request", default="{}")
     parser.add_argument("--server", type=int, help="hold this part of the weights of the run")
     args = parser.parse_args()
@@ -80,7 +80,8 @@ def run_task(task: str, request: dict[str, Any]) -> int:
             from llmtrain.tasks.verify import run_verify
 
             return run_verify(**request)
-        config: Any = from_dict(ROOTS[task], request, f"llmtrain {task}")
+        root = "checkpoint_command" if task == "convert" else task
+        config: Any = from_dict(ROOTS[root], request, f"llmtrain {task}")
         if task == "prepare":
             from llmtrain.tasks.prepare import run_prepare
 
@@ -89,6 +90,10 @@ def run_task(task: str, request: dict[str, Any]) -> int:
             from llmtrain.tasks.evaluate import run_evaluate
 
             return run_evaluate(config)
+        if task == "convert":
+            from llmtrain.tasks.convert import run_convert
+
+            return run_convert(config)
         from llmtrain.tasks.generate import run_generate
 
         return run_generate(config)

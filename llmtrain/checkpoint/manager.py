@@ -3,55 +3,55 @@
     step_N.tmp/ <- every rank writes its shards (DCP, safetensors: nothing is ever unpickled)
                 <- hashes -> manifest.json -> fsync -> rename to step_N/
 
-A crash before the rename leaves a .tmp folder, which the next save removes.
+A crash before the rename leaves a .tmp folder, which the next save removes. `save_later` does the
+same in a thread, over a process group of its own, from a copy of the tensors.
 """
 
-import logging
+import errno
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from llmtrain.checkpoint.manifest import (
-    NAME,
-    Manifest,
-    file_record,
-    read_manifest,
-    step_folders,
-    verify,
-)
-from llmtrain.checkpoint.retention import best_of, expired
-from llmtrain.durable import replace_text, sync_folder
+from llmtrain.checkpoint.collection import CheckpointCollection
+from llmtrain.checkpoint.manifest import NAME, Manifest, file_record, verify
+from llmtrain.checkpoint.retention import Retention
+from llmtrain.checkpoint.writer import ShardWriter
+from llmtrain.durable import replace_text
 from llmtrain.errors import CheckpointError
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
 class CheckpointManager:
-    """The checkpoints of one run directory."""
+    """Saves the checkpoints of one run directory."""
 
     def __init__(
-        self, folder: Path, keep_last: int = 2, *, warn: Callable[[str], None] = log.warning
+        self, collection: CheckpointCollection, retention: Retention, hash_kind: str = "xxh3"
     ) -> None:
-        """Set up the manager; touches nothing yet.
+        """Set up; touches nothing yet.
 
         Args:
-            folder: RUN_DIR/checkpoints.
-            keep_last: Newest checkpoints that are kept, besides the best.
-            warn: Told of every damaged checkpoint that is passed over.
+            collection: What there is.
+            retention: What is kept of it.
+            hash_kind: One of `durable.HASHES`, of files that are written.
         """
-        self._warn = warn
-        self._folder = folder
-        self._keep_last = keep_last
+        self.collection = collection
+        self._retention = retention
+        self._hash = hash_kind
+        self._group: ProcessGroup | None = None
+        """Of the collectives of `save`; None: the world's."""
+        self._later: _Later | None = None
 
     def save(self, tensors: dict[str, torch.Tensor], manifest: Manifest) -> Path:
         """Save a checkpoint of `manifest.step` and delete those that have expired.
@@ -61,31 +61,74 @@ class CheckpointManager:
 
         Returns:
             The checkpoint's folder.
+
+        Raises:
+            OSError: on every rank; what was there before is as it was.
         """
-        final = self._folder / f"step_{manifest.step:08d}"
+        self.wait()
+        return self._save(tensors, manifest, None)
+
+    def save_later(self, tensors: dict[str, torch.Tensor], manifest: Manifest) -> None:
+        """Copy `tensors` and save them as `save` does while training goes on.
+
+        Collective over the world. Waits for the one before: one is in flight at most.
+
+        Raises:
+            OSError: on every rank, where the one before could not be saved.
+        """
+        self.wait()
+        if self._later is None:
+            self._later = _Later()
+        self._later.start(self, tensors, manifest)
+
+    def wait(self) -> None:
+        """Wait for the save that is in flight, if any.
+
+        Raises:
+            OSError: on every rank, where it could not be saved.
+        """
+        if self._later is not None:
+            self._later.wait()
+
+    def failed(self) -> bool:
+        """Say whether the save in flight has ended in an error, which `wait` raises."""
+        return self._later is not None and self._later.failed()
+
+    def _save(
+        self, tensors: dict[str, torch.Tensor], manifest: Manifest, group: ProcessGroup | None
+    ) -> Path:
+        final = self.collection.step_folder(manifest.step)
         staging = final.with_name(final.name + ".tmp")
         rank = dist.get_rank()
-        if _from_main(rank == 0 and _renewed(final, manifest)):
+        if _from_main(rank == 0 and _renewed(final, manifest), group):
+            _on_main(self.collection.link, group)
             return final
-        if rank == 0:
-            self._remove_leftovers()
-            shutil.rmtree(final, ignore_errors=True)
-            staging.mkdir(parents=True)
-        dist.barrier()
-        _save_shards(staging, tensors)
-        mine = {p.name: file_record(p) for p in staging.glob(f"shard-{rank + 1:05d}-*")}
-        everyones: list[dict[str, dict[str, object]]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyones, mine)
-        if rank == 0:
-            for files in everyones:
-                manifest.files.update(files)
-            replace_text(staging / NAME, manifest.to_json())
-            staging.rename(final)
-            sync_folder(self._folder)
-            for folder in expired(self.finished(), keep_last=self._keep_last):
-                shutil.rmtree(folder)
-        dist.barrier()
+        _on_main(lambda: self._stage(staging), group)
+        try:
+            _save_shards(staging, tensors, group)
+            mine = {
+                p.name: file_record(p, self._hash) for p in staging.glob(f"shard-{rank + 1:05d}-*")
+            }
+            everyones: list[dict[str, dict[str, Any]]] = [{} for _ in range(dist.get_world_size())]
+            dist.all_gather_object(everyones, mine, group=group)
+            _on_main(lambda: self._publish(staging, manifest, everyones), group)
+        except OSError:
+            if rank == 0:
+                shutil.rmtree(staging, ignore_errors=True)  # the room may be needed
+            raise
         return final
+
+    def _stage(self, staging: Path) -> None:
+        self.collection.remove_leftovers()
+        staging.mkdir(parents=True)
+
+    def _publish(
+        self, staging: Path, manifest: Manifest, records: Sequence[dict[str, dict[str, Any]]]
+    ) -> None:
+        for files in records:
+            manifest.files.update(files)
+        replace_text(staging / NAME, manifest.to_json())
+        self.collection.publish(staging, manifest.step, self._retention)
 
     def write_part(self, step: int, part: int, tensors: dict[str, torch.Tensor]) -> None:
         """Write what one of several worlds has of the checkpoint of `step`.
@@ -102,8 +145,8 @@ class CheckpointManager:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
         dist.barrier()
-        if _from_main(bool(tensors)):
-            _save_shards(staging, tensors)
+        if _from_main(bool(tensors), None):
+            _save_shards(staging, tensors, None)
         dist.barrier()
 
     def commit(self, manifest: Manifest, parts: Sequence[int]) -> Path:
@@ -114,7 +157,7 @@ class CheckpointManager:
         Returns:
             The checkpoint's folder.
         """
-        final = self._folder / f"step_{manifest.step:08d}"
+        final = self.collection.step_folder(manifest.step)
         staging = final.with_name(final.name + ".tmp")
         if dist.get_rank() == 0:
             shutil.rmtree(staging, ignore_errors=True)
@@ -123,50 +166,15 @@ class CheckpointManager:
                 written = self._part(manifest.step, part)
                 for path in sorted(written.iterdir()):
                     path.rename(staging / f"part{part}-{path.name}")
-            manifest.files.update({p.name: file_record(p) for p in staging.iterdir()})
-            replace_text(staging / NAME, manifest.to_json())
-            shutil.rmtree(final, ignore_errors=True)
-            staging.rename(final)
-            sync_folder(self._folder)
-            for folder in expired(self.finished(), keep_last=self._keep_last):
-                shutil.rmtree(folder)
-            self._remove_leftovers()
+            records = {p.name: file_record(p, self._hash) for p in staging.iterdir()}
+            self._publish(staging, manifest, [records])
+            self.collection.remove_leftovers()
         dist.barrier()
         return final
 
     def _part(self, step: int, part: int) -> Path:
-        return self._folder / f"step_{step:08d}.part{part}.tmp"
-
-    def finished(self) -> list[tuple[Path, Manifest]]:
-        """Return the finished checkpoints, oldest first; contents are not verified."""
-        found = []
-        for folder in step_folders(self._folder):
-            try:
-                found.append((folder, read_manifest(folder)))
-            except CheckpointError as error:
-                self._warn(f"passing over a damaged checkpoint: {error}")
-        return found
-
-    def newest_valid(self) -> tuple[Path, Manifest] | None:
-        """Return the newest checkpoint whose every file verifies; None where there is none at all.
-
-        Warns about newer ones that do not verify.
-
-        Raises:
-            CheckpointError: when there are checkpoints but none verifies.
-        """
-        folders = step_folders(self._folder)
-        for folder in reversed(folders):
-            try:
-                return folder, verify(folder)
-            except CheckpointError as error:
-                self._warn(f"falling back to an older checkpoint: {error}")
-        if folders:
-            raise CheckpointError(
-                f"none of the {len(folders)} checkpoints in {self._folder} is whole; to start "
-                "again, name another folder with run_dir=DIR or delete them."
-            )
-        return None
+        folder = self.collection.step_folder(step)
+        return folder.with_name(f"{folder.name}.part{part}.tmp")
 
     def agree_on_newest(self) -> Path | None:
         """Return rank 0's `newest_valid` on every rank. Collective over the world.
@@ -177,62 +185,68 @@ class CheckpointManager:
         answer: dict[str, str | None] = {}
         if dist.get_rank() == 0:
             try:
-                newest = self.newest_valid()
+                newest = self.collection.newest_valid()
                 answer = {"folder": str(newest[0]) if newest else None}
             except CheckpointError as error:
                 answer = {"error": str(error)}
-        answer = _from_main(answer)
+        answer = _from_main(answer, None)
         if answer.get("error"):
             raise CheckpointError(str(answer["error"]))
         return Path(answer["folder"]) if answer["folder"] else None
 
-    def find(self, which: str) -> tuple[Path, Manifest]:
-        """Return the checkpoint that `which` names, verified.
 
-        Args:
-            which: best (lowest validation loss; the newest where none was evaluated) | latest | a
-                step.
+class _Later:
+    """One save in flight: a copy of the tensors, a thread, and a process group for it."""
 
-        Raises:
-            CheckpointError: when there is none such, or it is damaged.
-        """
-        known = self.finished()
-        if not known:
-            raise CheckpointError(f"{self._folder} has no checkpoint; train the run first.")
-        if which == "latest":
-            newest = self.newest_valid()
-            assert newest is not None
-            return newest
-        if which == "best":
-            folder, _ = best_of(known) or known[-1]
-            return folder, verify(folder)
-        for folder, manifest in known:
-            if manifest.step == int(which):
-                return folder, verify(folder)
-        steps = ", ".join(str(manifest.step) for _, manifest in known)
-        raise CheckpointError(f"{self._folder} has no checkpoint of step {which}; it has {steps}.")
+    def __init__(self) -> None:
+        """Collective over the world."""
+        on_gpu = torch.cuda.is_available()
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False,
+                use_non_blocking_copy=on_gpu,
+            )
+        )  # fmt: skip
+        self._group = dist.new_group(backend="gloo")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[Path] | None = None
 
-    def _remove_leftovers(self) -> None:
-        for leftover in self._folder.glob("step_*.tmp"):
-            shutil.rmtree(leftover)
+    def start(
+        self, manager: CheckpointManager, tensors: dict[str, torch.Tensor], manifest: Manifest
+    ) -> None:
+        staged = self._stager.stage(tensors)
+        assert isinstance(staged, dict)
+        self._saving = self._thread.submit(manager._save, staged, manifest, self._group)
+
+    def failed(self) -> bool:
+        saving = self._saving
+        return saving is not None and saving.done() and saving.exception() is not None
+
+    def wait(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
 
-def _save_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write every rank's shards into `folder`. Collective over the world.
+def _save_shards(
+    folder: Path, tensors: dict[str, torch.Tensor], group: ProcessGroup | None
+) -> None:
+    """Write every rank's shards into `folder`. Collective over `group`.
 
     Raises:
         OSError: on every rank, when one could not write.
     """
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         with warnings.catch_warnings():
             # DCP warns that saving from one process is saving from one process.
             warnings.simplefilter("ignore")
-            dcp.save(tensors, storage_writer=writer)
+            dcp.save(tensors, storage_writer=ShardWriter(folder), process_group=group)
     except dcp.CheckpointException as error:
         # A BaseException, which would pass by every handler of errors.
         rank, (cause, _) = next(iter(error.failures.items()))
-        raise OSError(f"{folder} could not be written by rank {rank}: {cause}") from error
+        number = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO
+        why = cause.strerror if isinstance(cause, OSError) else None
+        raise OSError(number, f"rank {rank} could not write {folder}: {why or cause}") from error
 
 
 def load_tensors(folder: Path, tensors: dict[str, torch.Tensor], *, alone: bool = False) -> None:
@@ -265,8 +279,26 @@ def _renewed(folder: Path, manifest: Manifest) -> bool:
     return True
 
 
-def _from_main(value: T) -> T:
-    """Return rank 0's `value` on every rank. Collective over the world."""
+def _from_main(value: T, group: ProcessGroup | None) -> T:
+    """Return rank 0's `value` on every rank. Collective over `group`, which is all of the world."""
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
+
+
+def _on_main(work: Callable[[], object], group: ProcessGroup | None) -> None:
+    """Have rank 0 do `work` while the others wait. Collective over `group`.
+
+    Raises:
+        OSError: on every rank, when it could not.
+    """
+    failed: tuple[int, str] | None = None
+    if dist.get_rank() == 0:
+        try:
+            work()
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            failed = (error.errno or errno.EIO, f"{error.strerror or error}{where}")
+    failed = _from_main(failed, group)
+    if failed is not None:
+        raise OSError(*failed)

@@ -1,7 +1,7 @@
 """The manifest: written last, it makes a folder a checkpoint.
 
 A folder without a manifest, or whose files do not have the sizes and hashes the manifest names, is
-not a checkpoint and is never loaded.
+not a checkpoint and is never loaded. The manifest has a hash of itself too.
 """
 
 import dataclasses
@@ -11,11 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmtrain.durable import hash_file
+import xxhash
+
+from llmtrain.durable import HASHES, hash_file
 from llmtrain.errors import CheckpointError
 
 NAME = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: files may have sha256 in place of xxh3, and the manifest has a hash of itself."""
+HASH = "hash"
+"""Where that hash stands: xxh3-128 of the rest of the manifest."""
 
 _STEP = re.compile(r"^step_\d{8,}$")
 
@@ -44,13 +49,24 @@ class Manifest:
     """What the synchronisation mode says of its part of the state; "replicas": how many have an
     optimizer state of their own."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """File name -> {"bytes": size, "xxh3": hash}."""
+    """File name -> {"bytes": size, "xxh3" or "sha256": hash}."""
     format_version: int = FORMAT_VERSION
     llmtrain_version: str = ""
 
     def to_json(self) -> str:
-        """Return the manifest as JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        """Return the manifest as JSON, sealed with a hash of itself."""
+        values = dataclasses.asdict(self)
+        # Nothing behind the last brace: a byte that is missing is always one that counts.
+        return json.dumps(values | {HASH: _seal(values)}, indent=1)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(record["bytes"] for record in self.files.values())
+
+
+def _seal(values: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
 
 
 def step_folders(checkpoints: Path) -> list[Path]:
@@ -61,9 +77,9 @@ def step_folders(checkpoints: Path) -> list[Path]:
     return sorted(folders, key=lambda p: int(p.name.split("_")[1]))
 
 
-def file_record(path: Path) -> dict[str, Any]:
-    """Return {"bytes", "xxh3"} of `path`."""
-    return {"bytes": path.stat().st_size, "xxh3": hash_file(path)}
+def file_record(path: Path, kind: str = "xxh3") -> dict[str, Any]:
+    """Return {"bytes", kind} of `path`; `kind` is one of `durable.HASHES`."""
+    return {"bytes": path.stat().st_size, kind: hash_file(path, kind)}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -81,6 +97,10 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{folder} was written by a newer llmtrain (checkpoint format {version}, this one "
                 f"reads {FORMAT_VERSION}); upgrade llmtrain."
             )
+        sealed = values.pop(HASH, None)
+        # Version 1 had no hash; who takes it away from another has changed the version too.
+        if (sealed is not None or version != 1) and sealed != _seal(values):
+            raise CheckpointError(f"{path} is damaged: its content does not match its own hash.")
         return Manifest(**values)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {NAME}: it was never finished.") from None
@@ -101,14 +121,25 @@ def verify(folder: Path) -> Manifest:
             raise CheckpointError(f"{folder}: the manifest names a file outside it: {name}.")
         if not path.is_file():
             raise CheckpointError(f"{folder}: {name} is missing.")
-        found = file_record(path)
-        if found != record:
-            raise CheckpointError(
-                f"{folder}: {name} is damaged ({found['bytes']} bytes of {record['bytes']}, "
-                f"hash {found['xxh3'][:8]} instead of {str(record['xxh3'])[:8]})."
-            )
+        _check_file(folder, name, record)
     # Only shards: what a file system or a person leaves beside them is never read.
     extra = {p.name for p in folder.glob("*.safetensors")} - set(manifest.files)
     if extra:
         raise CheckpointError(f"{folder}: {sorted(extra)[0]} is not in the manifest.")
     return manifest
+
+
+def _check_file(folder: Path, name: str, record: dict[str, Any]) -> None:
+    """Compare one file with its `record`; a size that differs saves the reading."""
+    size, kind = (folder / name).stat().st_size, next((k for k in HASHES if k in record), None)
+    if kind is None:
+        raise CheckpointError(f"{folder}: the manifest has no hash of {name} that is known here.")
+    if size != record.get("bytes"):
+        raise CheckpointError(
+            f"{folder}: {name} is damaged ({size} bytes of {record.get('bytes')})."
+        )
+    found = hash_file(folder / name, kind)
+    if found != record[kind]:
+        raise CheckpointError(
+            f"{folder}: {name} is damaged ({kind} {found[:8]} instead of {record[kind][:8]})."
+        )

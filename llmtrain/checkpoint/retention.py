@@ -1,26 +1,46 @@
-"""Which checkpoints have served their time."""
+"""Retention: which checkpoints have served their time."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.checkpoint.manifest import Manifest
 
-
-def expired(checkpoints: Sequence[tuple[Path, Manifest]], *, keep_last: int) -> list[Path]:
-    """Return the folders to delete: all but the newest `keep_last` and the best.
-
-    Args:
-        checkpoints: Finished ones, oldest first.
-        keep_last: Newest ones to keep.
-    """
-    kept = {folder for folder, _ in checkpoints[-keep_last:]}
-    best = best_of(checkpoints)
-    if best is not None:
-        kept.add(best[0])
-    return [folder for folder, _ in checkpoints if folder not in kept]
+Checkpoints = Sequence[tuple[Path, Manifest]]
+"""Finished checkpoints, oldest first."""
 
 
-def best_of(checkpoints: Sequence[tuple[Path, Manifest]]) -> tuple[Path, Manifest] | None:
-    """Return the checkpoint of lowest validation loss, the earliest of equals, if any."""
-    evaluated = [item for item in checkpoints if item[1].val_loss is not None]
-    return min(evaluated, key=lambda item: (item[1].val_loss, item[1].step), default=None)
+@dataclass(frozen=True)
+class Retention:
+    """What is kept; all else goes once a newer checkpoint is whole."""
+
+    keep_last: int = 2
+    """Newest ones, at least 1."""
+    keep_best: int = 1
+    """Those of lowest validation loss."""
+    keep_every_steps: int | None = None
+    """Those of steps that this divides, for good; None: no such rule."""
+
+    def expired(self, checkpoints: Checkpoints) -> list[Path]:
+        """Return the folders to delete."""
+        kept = {folder for folder, _ in checkpoints[-self.keep_last :]}
+        kept |= {folder for folder, _ in ranked(checkpoints)[: self.keep_best]}
+        every = self.keep_every_steps
+        if every is not None:
+            kept |= {folder for folder, manifest in checkpoints if manifest.step % every == 0}
+        return [folder for folder, _ in checkpoints if folder not in kept]
+
+
+def ranked(checkpoints: Checkpoints) -> Checkpoints:
+    """Return those that were evaluated, the lowest validation loss first, the earliest of equals
+    first."""
+    losses = [(manifest.val_loss, manifest.step, folder) for folder, manifest in checkpoints]
+    known = dict(checkpoints)
+    finite = [item for item in losses if item[0] is not None and math.isfinite(item[0])]
+    return [(folder, known[folder]) for _, _, folder in sorted(finite)]
+
+
+def best_of(checkpoints: Checkpoints) -> tuple[Path, Manifest] | None:
+    """Return the checkpoint of lowest validation loss, if any was evaluated."""
+    return next(iter(ranked(checkpoints)), None)

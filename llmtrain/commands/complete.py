@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmtrain.commands.groups import groups
-from llmtrain.commands.options import COMMANDS, FLAGS, MODES, SHELLS
+from llmtrain.commands.options import COMMANDS, FLAGS, MODES, SHELLS, Options
 
 FILES = ":files"
 
@@ -99,7 +99,11 @@ def complete(words: Sequence[str]) -> list[str]:
         return []
     dirs = [Path(value) for flag, value in itertools.pairwise(before)
             if flag == "--config-dir"]  # fmt: skip
-    root = next((MODES[word] for word in before if word in MODES), command)
+    actions = COMMANDS[command].actions
+    if actions and not set(actions) & set(before):
+        return _matching(actions, current)
+    root = Options(command, flags=set(before) & MODES.keys()).root
+    assert root is not None
     key, equals, value = current.partition("=")
     if equals:
         return _values(root, key, value, dirs)

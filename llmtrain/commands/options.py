@@ -23,6 +23,8 @@ class Command:
     """Flags besides those that every command has."""
     overrides: bool = True
     """Whether it takes overrides."""
+    actions: tuple[str, ...] = ()
+    """Words of which one follows the command."""
 
 
 COMMANDS = {
@@ -70,6 +72,17 @@ COMMANDS = {
         ),
         frozenset({"--cfg", "--config-dir", "--json"}),
     ),
+    "checkpoint": Command(
+        "list, verify, convert or delete what a run has saved",
+        (
+            "checkpoint list run=runs/books",
+            "checkpoint verify run=runs/books step=latest",
+            "checkpoint convert run=runs/books step=best out=books.safetensors dtype=bf16",
+            "checkpoint delete run=runs/books step=500,1000",
+        ),
+        frozenset({"--cfg", "--json"}),
+        actions=("list", "verify", "convert", "delete"),
+    ),
     "doctor": Command(
         "what this machine offers, and what to mend: devices, backends, ports, disk, versions",
         ("doctor", "doctor --json"),
@@ -111,6 +124,8 @@ class Options:
     """A parsed command line."""
 
     command: str | None = None
+    action: str | None = None
+    """What the command is to do, where it does several things."""
     overrides: list[str] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
     config_dirs: list[Path] = field(default_factory=list)
@@ -121,7 +136,8 @@ class Options:
     @property
     def root(self) -> str | None:
         """Whose settings the overrides are: the command's, or those of a flag that changes it."""
-        return next((MODES[flag] for flag in MODES if flag in self.flags), self.command)
+        root = next((MODES[flag] for flag in MODES if flag in self.flags), self.command)
+        return "checkpoint_command" if root == "checkpoint" else root
 
     def has(self, flag: str) -> bool:
         """Whether `flag` was given."""
@@ -152,6 +168,13 @@ def parse(argv: Sequence[str]) -> Options:
             options.flags.add(flag)
         elif options.command is None:
             options.command = _command(word)
+        elif (actions := COMMANDS[options.command].actions) and "=" not in word:
+            if word not in actions:
+                raise UsageError(
+                    f"llmtrain {options.command} has no '{word}'.{did_you_mean(word, actions)} "
+                    f"It has {', '.join(actions)}."
+                )
+            options.action = word
         else:
             options.overrides.append(word)
     if options.command == "help":

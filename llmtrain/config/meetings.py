@@ -101,6 +101,11 @@ def _check_served(run: RunConfig, sync: ServedConfig, replicas: int, pp: int) ->
         f"has, which is {most} of model.n_layers={run.model.n_layers}; try sync.servers={most} or "
         "fewer.",
     )
+    require(
+        not run.checkpoint.async_save,
+        f"checkpoint.async_save=true: under sync={sync.name} replicas rest while a checkpoint is "
+        "written; leave it out.",
+    )
     for key in ("trace", "record"):
         require(
             not getattr(run.metrics, key),

@@ -31,6 +31,7 @@ from llmtrain.config.groups import (
 )
 from llmtrain.config.groups.inference import EvaluateConfig, GenerateConfig
 from llmtrain.config.groups.prepared import InspectConfig, SamplesConfig
+from llmtrain.config.groups.saved import CheckpointCommandConfig
 from llmtrain.config.schema import PrepareConfig, RunConfig, VerifyRunConfig
 from llmtrain.errors import ConfigError, require_choice
 
@@ -100,6 +101,7 @@ ROOTS: dict[str, type] = {
     "verify": VerifyRunConfig,
     "inspect": InspectConfig,
     "samples": SamplesConfig,
+    "checkpoint_command": CheckpointCommandConfig,
 }
 """The root dataclass of each command that takes overrides; `inspect` and `samples` are flags of
 `prepare`."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from llmtrain.checkpoint.manager import CheckpointManager, load_tensors
+from llmtrain.checkpoint.collection import CheckpointCollection
+from llmtrain.checkpoint.manager import load_tensors
 from llmtrain.checkpoint.manifest import Manifest
 from llmtrain.checkpoint.tensors import model_tensors
 from llmtrain.config import paths
@@ -45,7 +46,7 @@ def load_trained(run_dir: Path, step: str, device: torch.device) -> TrainedModel
     if not (run_dir / paths.CONFIG).is_file():
         raise ConfigError(f"run={run_dir} is not a run directory: it has no {paths.CONFIG}.")
     run = load_run_config(run_dir / paths.CONFIG)
-    folder, manifest = CheckpointManager(run_dir / paths.CHECKPOINTS).find(step)
+    folder, manifest = CheckpointCollection(run_dir / paths.CHECKPOINTS).find(step)
     vocab_size = manifest.model["vocab_size"]
     run = replace(run, model=replace(run.model, vocab_size=vocab_size))
     model = build_model(run.model, vocab_size)

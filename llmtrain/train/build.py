@@ -11,9 +11,11 @@ import torch
 from rich.console import Console
 
 from llmtrain import __version__
+from llmtrain.checkpoint.collection import CheckpointCollection
 from llmtrain.checkpoint.compatible import require_resumable
 from llmtrain.checkpoint.manager import CheckpointManager
 from llmtrain.checkpoint.manifest import Manifest, read_manifest
+from llmtrain.checkpoint.retention import Retention
 from llmtrain.config import paths
 from llmtrain.config.groups.sync import SyncConfig
 from llmtrain.config.meetings import advice
@@ -123,13 +125,20 @@ def _assemble(
         schedule=make_schedule(run.scheduler, plan.total_steps),
         loader=_loader(run, plan, mesh, train_set, info),
         validation=lambda: _validation(run, plan, mesh, val_set, info),
-        checkpoints=CheckpointManager(
-            run_dir / paths.CHECKPOINTS, run.checkpoint.keep_last, warn=partial(_warn, console)
-        ),
+        checkpoints=_checkpoints(run, run_dir, console),
         manifest=partial(_manifest, run, train_set.tokenizer().hash(), prepared.name),
     )
     restore(parts, console)
     return parts
+
+
+def _checkpoints(run: RunConfig, run_dir: Path, console: Console) -> CheckpointManager:
+    settings = run.checkpoint
+    return CheckpointManager(
+        CheckpointCollection(run_dir / paths.CHECKPOINTS, warn=partial(_warn, console)),
+        Retention(settings.keep_last, settings.keep_best, settings.keep_every_steps),
+        settings.hash,
+    )
 
 
 def _described(run: RunConfig, train_set: Dataset, val_set: Dataset) -> str:

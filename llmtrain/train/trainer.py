@@ -12,7 +12,6 @@ from torch.distributed import Store
 
 from llmtrain.checkpoint.manager import CheckpointManager
 from llmtrain.checkpoint.manifest import Manifest
-from llmtrain.checkpoint.tensors import model_tensors, optimizer_tensors, sync_tensors
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.data.loader import Batch, Loader
@@ -28,6 +27,7 @@ from llmtrain.train.ledger import Ledger, Settled
 from llmtrain.train.metrics import MetricsWriter
 from llmtrain.train.peak import peak_memory_bytes
 from llmtrain.train.progress import TrainProgress
+from llmtrain.train.saver import Saver
 from llmtrain.train.state import TrainState
 from llmtrain.train.step import StepResult, TrainStep
 from llmtrain.train.stop import StopRequest
@@ -101,7 +101,7 @@ class Trainer:
         self._p = parts
         self._stop = stop
         mesh = parts.mesh
-        self._ledger, self._norms = Ledger(mesh), FiniteNorms()
+        self._ledger, self._norms, self._saver = Ledger(mesh), FiniteNorms(), Saver(parts)
         self._vote = StopVote(
             store, replica=mesh.rank("dp_replicate"), replicas=mesh.size("dp_replicate"),
             speaks=all(mesh.rank(axis) == 0 for axis in ("pp", "dp_shard", "cp", "tp")),
@@ -122,8 +122,8 @@ class Trainer:
         self._told_tokens = state.tokens
         p.loader.start(state.samples)
         try:
-            if self._evaluation_is_due():
-                self._evaluate_and_keep_best()
+            if self._evaluation_is_due() and self._evaluate_and_tell():
+                self._save()
             interval = Interval(time.perf_counter())
             stopped = False
             while state.step < steps and not stopped and not self._out_of_patience():
@@ -141,15 +141,15 @@ class Trainer:
                 if stopped or meets:
                     self._settle()
                 saved_s = time.perf_counter()
-                if self._evaluation_is_due() and not stopped:
-                    self._evaluate_and_keep_best()
                 saves = self._save_is_due(state.step)
+                if self._evaluation_is_due() and not stopped:
+                    saves |= self._evaluate_and_tell()
                 if saves or stopped:
-                    self._save()
+                    self._save(last=stopped)
                 if votes_late and self._stops(result):
                     stopped = True
-                    if not saves:
-                        self._save()
+                    self._save(last=True)
+                self._saver.look()
                 if stopped:
                     status = self._stop.status
                 # Evaluating and saving is not training: it does not count as step time.
@@ -157,7 +157,7 @@ class Trainer:
             if not stopped:
                 if state.step < steps:
                     p.progress.say(f"stopped early: no better in {state.evals_without_best} evals")
-                self._save()
+                self._save(last=True)
         finally:
             p.loader.close()
             p.progress.close()
@@ -293,8 +293,8 @@ class Trainer:
         step = self._state.step
         return self._is_evaluated(step) and step > self._state.evaluated_step
 
-    def _evaluate_and_keep_best(self) -> None:
-        """Evaluate, and save a new best. Collective over the world."""
+    def _evaluate_and_tell(self) -> bool:
+        """Evaluate; return whether it is a best to be saved. Collective over the world."""
         p, state = self._p, self._state
         result = self._evaluate()
         self._val_loss = result.loss
@@ -309,8 +309,7 @@ class Trainer:
             f"step {state.step}  val_loss {result.loss:.4f}  val_ppl {result.perplexity:.2f}"
             f"{'  best' if is_best else ''}"
         )
-        if is_best and p.run.checkpoint.save_best:
-            self._save()
+        return is_best and p.run.checkpoint.save_best
 
     def _evaluate(self) -> Evaluation:
         p = self._p
@@ -325,17 +324,10 @@ class Trainer:
         p.model.after_forward_only()
         return result
 
-    def _save(self) -> None:
+    def _save(self, *, last: bool = False) -> None:
         """Save a checkpoint. Collective over the world."""
-        p, state = self._p, self._state
-        val_loss = self._val_loss if state.evaluated_step == state.step else None
-        described = p.sync.describe()
-        tensors = sync_tensors(p.sync.state_dict())
-        tensors |= optimizer_tensors(p.model.module, p.optimizers, p.sync.replica)
-        with p.sync.eval_context():
-            tensors |= model_tensors(p.model.module)
-            folder = p.checkpoints.save(tensors, p.manifest(state, val_loss, described))
-        log.info("checkpoint %s", folder)
+        evaluated = self._state.evaluated_step == self._state.step
+        self._saver.save(self._val_loss if evaluated else None, last=last)
 
     def _write(self, line: dict[str, float]) -> None:
         for writer in self._p.writers:

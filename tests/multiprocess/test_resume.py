@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_never_loaded(
 
 
 def test_when_no_checkpoint_is_whole_training_does_not_start_over(trained: Path) -> None:
-    for folder in (trained / "checkpoints").iterdir():
+    for folder in step_folders(trained / "checkpoints"):
         _damage(folder, "flipped")
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
         train_frozen(trained)
@@ -190,7 +190,8 @@ def test_a_save_that_was_cut_short_is_cleared_away(trained: Path) -> None:
     shutil.copytree(checkpoints / "step_00000004", torn)
     tiny_run(trained, "train.steps=10", "checkpoint.every_steps=4", "checkpoint.save_best=false")
     train_frozen(trained)
-    assert sorted(p.name for p in checkpoints.iterdir()) == ["step_00000008", "step_00000010"]
+    left = sorted(p.name for p in checkpoints.iterdir())
+    assert left == ["best", "latest", "step_00000008", "step_00000010"]
 
 
 @pytest.mark.parametrize(
@@ -257,5 +258,5 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
     train_frozen(run_dir)
     losses = dict(_evaluations(run_dir))
     best = min(losses, key=lambda step: (losses[step], step))
-    kept = {int(p.name.split("_")[1]) for p in (run_dir / "checkpoints").iterdir()}
+    kept = {int(p.name.split("_")[1]) for p in step_folders(run_dir / "checkpoints")}
     assert kept == {best, 10, 12}

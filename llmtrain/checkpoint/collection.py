@@ -1,0 +1,143 @@
+"""Collection: the finished checkpoints of one run directory. No torch.
+
+    checkpoints/step_00000500/   step_00000800/   latest -> step_00000800   best -> step_00000500
+
+What is whole is said by each folder's manifest alone. The links are for people and scripts; nothing
+here reads them.
+"""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from llmtrain.checkpoint.manifest import Manifest, read_manifest, step_folders, verify
+from llmtrain.checkpoint.retention import Retention, best_of
+from llmtrain.durable import sync_folder
+from llmtrain.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+LATEST, BEST = "latest", "best"
+
+
+class CheckpointCollection:
+    """RUN_DIR/checkpoints, read and pruned by one process."""
+
+    def __init__(self, folder: Path, *, warn: Callable[[str], None] = log.warning) -> None:
+        """Set up; touches nothing yet.
+
+        Args:
+            folder: RUN_DIR/checkpoints.
+            warn: Told of every damaged checkpoint that is passed over, and of others' warnings.
+        """
+        self.folder = folder
+        self.warn = warn
+
+    def step_folder(self, step: int) -> Path:
+        """Return where the checkpoint of `step` is, or would be."""
+        return self.folder / f"step_{step:08d}"
+
+    def finished(self) -> list[tuple[Path, Manifest]]:
+        """Return the finished checkpoints, oldest first; contents are not verified."""
+        found = []
+        for folder in step_folders(self.folder):
+            try:
+                found.append((folder, read_manifest(folder)))
+            except CheckpointError as error:
+                self.warn(f"passing over a damaged checkpoint: {error}")
+        return found
+
+    def newest_valid(self) -> tuple[Path, Manifest] | None:
+        """Return the newest checkpoint whose every file verifies; None where there is none at all.
+
+        Warns about newer ones that do not verify.
+
+        Raises:
+            CheckpointError: when there are checkpoints but none verifies.
+        """
+        folders = step_folders(self.folder)
+        for folder in reversed(folders):
+            try:
+                return folder, verify(folder)
+            except CheckpointError as error:
+                self.warn(f"falling back to an older checkpoint: {error}")
+        if folders:
+            raise CheckpointError(
+                f"none of the {len(folders)} checkpoints in {self.folder} is whole; to start "
+                "again, name another folder with run_dir=DIR or delete them."
+            )
+        return None
+
+    def find(self, which: str) -> tuple[Path, Manifest]:
+        """Return the checkpoint that `which` names, verified.
+
+        Args:
+            which: best (lowest validation loss; the newest where none was evaluated) | latest | a
+                step.
+
+        Raises:
+            CheckpointError: when there is none such, or it is damaged.
+        """
+        known = self.finished()
+        if not known:
+            raise CheckpointError(f"{self.folder} has no checkpoint; train the run first.")
+        if which == LATEST:
+            newest = self.newest_valid()
+            assert newest is not None
+            return newest
+        if which == BEST:
+            folder, _ = best_of(known) or known[-1]
+            return folder, verify(folder)
+        for folder, manifest in known:
+            if manifest.step == int(which):
+                return folder, verify(folder)
+        steps = ", ".join(str(manifest.step) for _, manifest in known)
+        raise CheckpointError(f"{self.folder} has no checkpoint of step {which}; it has {steps}.")
+
+    def publish(self, staging: Path, step: int, retention: Retention) -> Path:
+        """Make `staging`, whose every file is on the disk, the checkpoint of `step`.
+
+        Older ones go by `retention` afterwards, when this one is there for good.
+
+        Returns:
+            Its folder.
+        """
+        final = self.step_folder(step)
+        self.remove(final)  # a damaged one, or what replicas of an earlier start have left
+        staging.rename(final)
+        sync_folder(self.folder)
+        for folder in retention.expired(self.finished()):
+            self.remove(folder)
+        self.link()
+        return final
+
+    def link(self) -> None:
+        """Let `latest` and `best` point to what they name now."""
+        known = self.finished()
+        best = best_of(known)
+        named = {LATEST: known[-1][0] if known else None, BEST: best[0] if best else None}
+        for name, folder in named.items():
+            link = self.folder / name
+            scratch = link.with_name(f"{name}.tmp")
+            # They are a convenience, which some file systems do not have.
+            with contextlib.suppress(OSError):
+                if folder is None:
+                    link.unlink(missing_ok=True)
+                else:
+                    scratch.unlink(missing_ok=True)
+                    scratch.symlink_to(folder.name)
+                    scratch.replace(link)
+
+    def remove(self, folder: Path) -> None:
+        """Delete a checkpoint, if it is there; killed on the way, it is no checkpoint any more."""
+        leaving = folder.with_name(folder.name + ".gone.tmp")
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(leaving)
+        shutil.rmtree(leaving, ignore_errors=True)
+
+    def remove_leftovers(self) -> None:
+        """Delete what saves that never finished, and deletions, have left."""
+        for leftover in self.folder.glob("step_*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)

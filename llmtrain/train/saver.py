@@ -1,0 +1,75 @@
+"""Saver: what the loop saves, and what becomes of a save that fails."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from llmtrain.checkpoint.tensors import model_tensors, optimizer_tensors, sync_tensors
+from llmtrain.sync.interface import SyncStrategy
+
+if TYPE_CHECKING:
+    from llmtrain.train.trainer import Parts
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves the state of a run, by `checkpoint.async_save` while training goes on."""
+
+    def __init__(self, parts: "Parts[SyncStrategy]") -> None:
+        """Save what is in `parts`."""
+        self._p = parts
+
+    def save(self, val_loss: float | None, *, last: bool = False) -> None:
+        """Save a checkpoint. Collective over the world.
+
+        Args:
+            val_loss: Of these weights; None: not evaluated.
+            last: Training ends with it: it is there when this returns.
+
+        Raises:
+            OSError: on every rank: it could not be saved, and that ends the run.
+        """
+        p = self._p
+        self._finish()
+        described = p.sync.describe()
+        tensors = sync_tensors(p.sync.state_dict())
+        tensors |= optimizer_tensors(p.model.module, p.optimizers, p.sync.replica)
+        later = p.run.checkpoint.async_save and not last
+        save = p.checkpoints.save_later if later else p.checkpoints.save
+        with p.sync.eval_context(), self._may_fail(last):
+            tensors |= model_tensors(p.model.module)
+            save(tensors, p.manifest(p.state, val_loss, described))
+            log.info("checkpoint of step %d%s", p.state.step, ": being written" if later else "")
+
+    def look(self) -> None:
+        """Take note of a save that has failed while training went on.
+
+        Raises:
+            OSError: that ends the run.
+        """
+        if self._p.checkpoints.failed():
+            self._finish()
+
+    def _finish(self) -> None:
+        """Wait for the save that is in flight, if any."""
+        with self._may_fail(last=False):
+            self._p.checkpoints.wait()
+
+    @contextmanager
+    def _may_fail(self, last: bool) -> Iterator[None]:
+        """Let a save fail, where `checkpoint.on_error` has training go on."""
+        try:
+            yield
+        except OSError as error:
+            why = error.strerror or str(error)
+            if last or self._p.run.checkpoint.on_error == "stop":
+                raise OSError(
+                    error.errno, f"no checkpoint of step {self._p.state.step} was saved: {why}. "
+                    "Free some space there: the same run_dir goes on from its newest checkpoint.",
+                ) from error  # fmt: skip
+            if self._p.info.is_main:
+                self._p.checkpoints.collection.warn(
+                    f"no checkpoint was saved, training goes on: {why}"
+                )

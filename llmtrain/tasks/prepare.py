@@ -14,6 +14,9 @@ from llmtrain.errors import EXIT_OK
 from llmtrain.tasks.assist import prepare_with_help
 from llmtrain.tasks.report import print_cleaning, print_fit
 
+FIRST = ("documents", "tokens", "bytes", "bytes_per_token")
+"""What is shown first of a report: the rest may be long."""
+
 
 def run_prepare(config: PrepareConfig) -> int:
     """Prepare the data and print its report; return the exit code.
@@ -41,7 +44,8 @@ def run_prepare(config: PrepareConfig) -> int:
 def _print_report(console: Console, report: dict[str, Any]) -> None:
     cleaning, fit = report.pop("clean", {}), report.pop("tokenizer_report", {})
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    _add_rows(table, report, "")
+    _add_rows(table, {key: report[key] for key in FIRST if key in report}, "")
+    _add_rows(table, {key: value for key, value in report.items() if key not in FIRST}, "")
     console.print(table)
     if fit:
         print_fit(console, fit)
@@ -56,7 +60,7 @@ def _add_rows(table: Table, values: dict[str, object], prefix: str) -> None:
         elif isinstance(value, list):
             numbered = {str(number): item for number, item in enumerate(value, start=1)}
             _add_rows(table, numbered, f"{prefix}{name}.")
-        else:
+        elif value != "":
             # A line each, whatever a document holds.
             text = escape(" ".join(str(value).split()))
             shown = f"{value:,.3f}" if isinstance(value, float) else text

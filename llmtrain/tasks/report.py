@@ -1,9 +1,13 @@
 """Tables of what preparing did, for a person."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from llmtrain.config.groups.data import DataConfig
+from llmtrain.config.groups.mixture import sources_of
 
 FIT = {
     "tokens": "tokens",
@@ -14,6 +18,39 @@ FIT = {
     "vocabulary_used": "ids used",
 }
 """What is shown of a tokenizer's report, and its heading."""
+
+
+TEXT_OF = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
+"""Endings of files whose lines are records, and the choice of `data` that reads their fields."""
+
+
+def data_notes(report: dict[str, Any], data: DataConfig) -> list[str]:
+    """Return what a person should know of data that is about to be trained on.
+
+    Args:
+        report: What `prepare` counted.
+        data: Where it comes from.
+    """
+    found = [report["note"]] if report.get("note") else []
+    sources = report.get("sources", {"": report})
+    for name, source in sources.items():
+        before = f"{name}: " if name else ""
+        skipped, replaced = source.get("skipped", {}), source.get("replaced", 0)
+        if left := skipped.get("documents", 0):
+            read = source.get("documents", {}).get("read", 0)
+            example = skipped["examples"][0]["text"] if skipped.get("examples") else ""
+            found.append(f"{before}{left} of {read + left} documents were left out. {example}")
+        if replaced:
+            found.append(f"{before}{replaced} bytes that were no UTF-8 are U+FFFD now.")
+    for source_data in sources_of(data).values():
+        path = getattr(source_data, "path", None) or ""
+        better = TEXT_OF.get(Path(path).suffix) if source_data.name == "text" else None
+        if better:
+            found.append(
+                f"data.path={path} is read as plain text, markup and all: data={better} reads its "
+                "fields."
+            )
+    return [" ".join(note.split()) for note in found]
 
 
 def make_table(*columns: str) -> Table:

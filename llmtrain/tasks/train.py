@@ -26,6 +26,7 @@ from llmtrain.sync.transport.lines import Lines
 from llmtrain.sync.transport.session import Caller
 from llmtrain.tasks.assist import prepare_with_help, run_with_help
 from llmtrain.tasks.ending import Ending, tell_end
+from llmtrain.tasks.report import data_notes
 from llmtrain.train.build import build_parts, build_replica
 from llmtrain.train.replica import Replica
 from llmtrain.train.stop import StopRequest
@@ -153,8 +154,7 @@ def prepare_once(run: RunConfig, info: RankInfo, store: Store, console: Console)
                 share_text(store, "prepared", json.dumps({kind: str(error)}))
             raise
         share_text(store, "prepared", json.dumps({"folder": str(folder)}))
-        note = load_report(folder).get("note")
-        if note:
+        for note in data_notes(load_report(folder), run.data):
             console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         return folder
     if info.local_rank == 0 and info.replica is None:

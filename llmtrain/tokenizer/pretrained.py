@@ -31,15 +31,19 @@ def find_pretrained(path: str | None) -> list[Path]:
     """
     if path is None:
         raise ConfigError(
-            "tokenizer=pretrained needs tokenizer.path: a tokenizer.json, a folder that holds one, "
-            "or a folder with vocab.json and merges.txt."
+            "A given tokenizer needs tokenizer.path: a tokenizer.json, a folder that holds one, or "
+            "a folder with vocab.json and merges.txt. Names on a hub are not taken: download its "
+            "tokenizer.json, and name the file."
         )
     root = Path(path).expanduser()
     if root.is_file():
         return [root]
     if not root.is_dir():
         near = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise DataError(f"tokenizer.path={path} does not exist.{did_you_mean(root.name, near)}")
+        raise DataError(
+            f"tokenizer.path={path} does not exist.{did_you_mean(root.name, near)} It is a file or "
+            "a folder here; names on a hub are not taken: download its tokenizer.json, and name it."
+        )
     if (root / "tokenizer.json").is_file():
         return [root / "tokenizer.json"]
     vocab = [root / name for name in VOCAB_NAMES if (root / name).is_file()]

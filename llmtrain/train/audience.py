@@ -12,7 +12,7 @@ from llmtrain.config.schema import RunConfig
 from llmtrain.parallel.precision import Precision
 from llmtrain.train.journal import Journal
 from llmtrain.train.metrics import MetricsWriter, build_writers
-from llmtrain.train.peak import peak_flops
+from llmtrain.train.peak import Peak, find_peak
 from llmtrain.train.progress import TrainProgress
 from llmtrain.train.state import TrainState
 
@@ -23,7 +23,7 @@ class Audience:
 
     writers: Sequence[MetricsWriter]
     progress: TrainProgress
-    peak_flops: float
+    peak: Peak
     """Of one device, in FLOP/s; 0 where not known."""
 
 
@@ -45,7 +45,7 @@ def build_audience(
         evaluated_step=state.evaluated_step,
     )  # fmt: skip
     dtype = Precision(run.train.precision).compute_dtype
-    peak = peak_flops(device, dtype, run.metrics.peak_tflops)
+    peak = find_peak(device, dtype, run.metrics.peak_tflops)
     progress = TrainProgress(
         console, steps=plan.total_steps, start=state.step, shown=run.metrics.progress
     )
@@ -61,5 +61,5 @@ def build_journal(
     audience = build_audience(run, plan, run_dir, console, state, device)
     return Journal(
         plan, every_steps=run.train.log_every_steps, writers=audience.writers,
-        progress=audience.progress, peak_flops=audience.peak_flops,
+        progress=audience.progress, peak=audience.peak,
     )  # fmt: skip

@@ -251,7 +251,7 @@ def _add_audience(parts: Parts[SyncStrategy], run_dir: Path, console: Console) -
         parts.run, parts.plan, run_dir, console, parts.state, parts.info.device
     )
     parts.writers, parts.progress = audience.writers, audience.progress
-    parts.peak_flops = audience.peak_flops
+    parts.peak = audience.peak
 
 
 def _add_tracer(parts: Parts[SyncStrategy], run_dir: Path, console: Console) -> None:

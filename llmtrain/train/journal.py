@@ -8,6 +8,7 @@ from typing import Any
 from llmtrain.config.plan import Plan
 from llmtrain.sync.server.messages import Push
 from llmtrain.train.metrics import MetricsWriter
+from llmtrain.train.peak import Peak
 from llmtrain.train.progress import TrainProgress
 
 
@@ -42,7 +43,7 @@ class Journal:
         every_steps: int,
         writers: Sequence[MetricsWriter],
         progress: TrainProgress,
-        peak_flops: float,
+        peak: Peak,
     ) -> None:
         """Begin.
 
@@ -51,10 +52,10 @@ class Journal:
             every_steps: Steps between two lines.
             writers: Who is told.
             progress: Whom a person watches.
-            peak_flops: Of one device, FLOP/s; 0 where not known.
+            peak: Of one device.
         """
         self._plan, self._every = plan, every_steps
-        self._writers, self._progress, self._peak_flops = writers, progress, peak_flops
+        self._writers, self._progress, self._peak = writers, progress, peak
         self._reports: list[tuple[Report, int]] = []
         self._logged = 0
         """Step of the last line."""
@@ -143,7 +144,7 @@ class Journal:
             "tokens": tokens,
             "tokens_per_s": tokens_per_s,
             "tokens_per_s_per_device": device_tokens_per_s,
-            "mfu": flops / self._peak_flops if self._peak_flops else 0.0,
+            "mfu": self._peak.utilisation(flops),
             "step_time_s": elapsed / (step - self._step),
             "data_time_s": sum(report.data_s for report in reports) / local_steps,
             "sync_time_s": sum(report.wait_s for report in reports) / local_steps,

@@ -2,6 +2,7 @@
 
 import resource
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -26,8 +27,27 @@ CPU_SIZE, GPU_SIZE = 1024, 4096
 """Rows and columns of the matrices whose product is measured: enough to keep all cores busy."""
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype, given_tflops: float | None) -> float:
-    """Return the peak of `device` in FLOP/s: given, of the data sheet, or measured.
+@dataclass
+class Peak:
+    """What one device computes at most."""
+
+    flops: float = 0.0
+    """FLOP/s; 0: not known."""
+    is_measured: bool = False
+
+    def utilisation(self, flops: float) -> float:
+        """Return which share of the peak `flops` (FLOP/s) is, 0-1; 0 where there is no peak.
+
+        A peak that was measured while the machine was busy is too low: training that is faster
+        than it is the better measurement, and becomes the peak.
+        """
+        if self.is_measured:
+            self.flops = max(self.flops, flops)
+        return flops / self.flops if self.flops else 0.0
+
+
+def find_peak(device: torch.device, dtype: torch.dtype, given_tflops: float | None) -> Peak:
+    """Return the peak of `device`: given, of the data sheet, or measured.
 
     Args:
         device: The device.
@@ -35,16 +55,16 @@ def peak_flops(device: torch.device, dtype: torch.dtype, given_tflops: float | N
         given_tflops: metrics.peak_tflops, which wins.
     """
     if given_tflops is not None:
-        return given_tflops * 1e12
+        return Peak(given_tflops * 1e12)
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         known = next((t for part, t in KNOWN_TFLOPS.items() if part in name), None)
         if known is not None:
-            return known * 1e12
+            return Peak(known * 1e12)
     flops = measure_matmul_flops(dtype, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # the factors are none of training's memory
-    return flops
+    return Peak(flops, is_measured=True)
 
 
 def measure_matmul_flops(

@@ -25,7 +25,7 @@ from llmtrain.train.evaluate import Evaluation, evaluate
 from llmtrain.train.finite import FiniteNorms
 from llmtrain.train.ledger import Ledger, Settled
 from llmtrain.train.metrics import MetricsWriter
-from llmtrain.train.peak import peak_memory_bytes
+from llmtrain.train.peak import Peak, peak_memory_bytes
 from llmtrain.train.progress import TrainProgress
 from llmtrain.train.saver import Saver
 from llmtrain.train.state import TrainState
@@ -62,8 +62,8 @@ class Parts(Generic[S]):
     progress: TrainProgress = field(default_factory=TrainProgress.silent)
     traced: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
     """What a step is done in: given its number, a `Tracer`'s context where steps are traced."""
-    peak_flops: float = 0.0
-    """Of one device, in FLOP/s; 0 where not known."""
+    peak: Peak = field(default_factory=Peak)
+    """Of one device."""
 
 
 @dataclass
@@ -273,7 +273,7 @@ class Trainer:
             "tokens": self._state.tokens,
             "tokens_per_s": tokens_per_s,
             "tokens_per_s_per_device": device_tokens_per_s,
-            "mfu": flops / p.peak_flops if p.peak_flops else 0.0,
+            "mfu": p.peak.utilisation(flops),
             **times,
         }
         self._train_loss = entry.loss

@@ -22,6 +22,11 @@ RECORDS = "records"
 PROFILE = "profile"
 
 
+def place_path(run_dir: Path, rank: int) -> Path:
+    """Return RUN_DIR/logs/rank_N.place: where in the run a rank is, or was last, in words."""
+    return run_dir / LOGS / f"rank_{rank}.place"
+
+
 def conf_dir() -> Path:
     """Return the folder of the shipped YAML: inside an installed wheel, or beside the package."""
     package = Path(__file__).resolve().parents[1]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.paths import HANG_REPORT, LOGS, RESULT
+from llmtrain.config.paths import HANG_REPORT, LOGS, RESULT, place_path
 from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
 from llmtrain.launch.kills import Kills
 from llmtrain.log import log_path
@@ -178,7 +178,8 @@ def report_failure(
     log = log_path(run_dir, first.rank)
     others = len(failures) - 1
     node = (first.report or {}).get("node") or socket.gethostname()
-    body = [summary, *explain(first, before), f"Its node is {node}."]
+    place = read_place(run_dir, first.rank, since=since)
+    body = [summary, *explain(first, before), f"It was on {node}{place and f', in {place}'}."]
     if others:
         body.append(f"{others} other {'rank' if others == 1 else 'ranks'} ended because of it.")
     tail = log_tail(run_dir, first.rank)
@@ -196,6 +197,15 @@ def read_hang(run_dir: Path, *, since: float) -> list[str]:
         return path.read_text().splitlines() if path.stat().st_mtime >= since else []
     except OSError:
         return []
+
+
+def read_place(run_dir: Path, rank: int, *, since: float) -> str:
+    """Return where in this start a rank was last, such as "step 12"; "" where it is not known."""
+    path = place_path(run_dir, rank)
+    try:
+        return path.read_text().strip() if path.stat().st_mtime >= since else ""
+    except OSError:
+        return ""
 
 
 def explain(failure: Failure, before: Kills | None) -> list[str]:

@@ -101,7 +101,7 @@ def run_train(
         from llmtrain.tasks.simulate import run_simulated
 
         return run_simulated(run, plan, run_dir, prepared, info, console, stop)
-    where = Whereabouts()
+    where = Whereabouts(paths.place_path(run_dir, info.rank))
     with watching(where, run.train, info, store, run_dir, hung):
         parts = build_parts(run, plan, run_dir, prepared, info, console)
         parts.where = where

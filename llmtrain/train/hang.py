@@ -77,6 +77,8 @@ class Silence:
     """What it said last; None: it never said anything."""
     state: str = "no answer: it is stopped or dead, or its node is gone"
     """What the system says of its process, where that can be seen."""
+    place: str = ""
+    """Where its main thread was last."""
     stack: tuple[str, ...] = ()
     """Its calls, where they could be had all the same."""
 
@@ -128,8 +130,9 @@ class Hang:
     def _fault(self, rank: int) -> str:
         if rank in self.silent:
             last = self.silent[rank].last
-            seen = f"last seen in {last.place} on {last.node}" if last else "never seen"
-            return f"rank {rank} hangs, {seen} ({self.silent[rank].state})"
+            place = self.silent[rank].place or (last.place if last else "an unknown place")
+            node = f" on {last.node}" if last else ""
+            return f"rank {rank} hangs, last seen in {place}{node} ({self.silent[rank].state})"
         one = self.standing[rank]
         return f"rank {rank} hangs in {one.place}, in {one.waits_in or _innermost(one.stack)}"
 
@@ -158,11 +161,11 @@ class Hang:
         one = silence.last if silence else self.standing[rank]
         if one is None:
             return [f"rank {rank}: never seen"]
-        seen = "last seen in " if silence else ""
-        head = f"rank {rank}: {seen}{one.place}, on {one.node}, process {one.pid}"
+        on = f"on {one.node}, process {one.pid}"
         if silence:
+            head = f"rank {rank}: last seen in {silence.place or one.place}, {on}"
             return [head, f"  {silence.state}", *_indented(silence.stack)]
-        return [f"{head}, for {one.idle_s:.1f} s", *self._doing(rank)]
+        return [f"rank {rank}: {one.place}, {on}, for {one.idle_s:.1f} s", *self._doing(rank)]
 
     def _doing(self, rank: int) -> list[str]:
         one = self.standing[rank]

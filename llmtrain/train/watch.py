@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 SILENT_S = 3.0
 """A rank that has not looked for so long while others did is silent."""
+HELD_S = 30.0
+"""After so long without a look of its own a rank's calls are written down, for others to read."""
 LOST_S = 15.0
 """A store that has not answered for so long is gone."""
 WORDS_S = 5.0
@@ -53,8 +55,6 @@ READERS, TURN_S = 8, 5.0
 next eight seconds later."""
 LONG_STEPS = 3.0
 """A step may take so many times the longest before it, whatever the limit."""
-MOST_LINES = 60
-"""Of the calls of a rank that native code holds, in a report."""
 LOST = "the rendezvous store does not answer: its machine, rank 0's, is gone or cut off"
 STATES = {
     "T": "its process is stopped, as by SIGSTOP",
@@ -115,6 +115,7 @@ class Watch:
         self._where, self._limits, self._info, self._end = where, limits, info, end
         self._run_dir = run_dir
         self._every_s = min(1.0, max(0.1, limits.step_s / 10))
+        self._held_s = min(limits.step_s / 2, HELD_S) + self._every_s
         self._looks, self._moves, self._place = 0, -1, where.now[1]
         self._idle_s = self._longest_s = 0.0
         self._took_long = True
@@ -165,7 +166,7 @@ class Watch:
             self._idle_s, self._stuck = 0.0, None
         limit_s, self._limit = self._limits.of(takes_long, self._longest_s)
         # Written by a thread in C, where this one cannot run: native code holds the interpreter.
-        faulthandler.dump_traceback_later(limit_s / 2 + SILENT_S, file=self._calls_file)
+        faulthandler.dump_traceback_later(self._held_s, file=self._calls_file)
         if self._idle_s > limit_s and self._stuck is None:
             self._stuck = self._standing(is_stuck=True)
         board = self._board
@@ -230,15 +231,13 @@ class Watch:
         return None if moving else Hang(standing, silent, self._limit)
 
     def _silence(self, rank: int, last: Standing | None) -> Silence:
-        """Return what this machine knows of a silent rank, if it is one of its own."""
+        """Return what is known of a silent rank; more where it is on this machine."""
+        place = _text(paths.place_path(self._run_dir, rank))
         if last is None or last.node != socket.gethostname():
-            return Silence(last)
-        state = process_state(last.pid)
-        try:
-            calls = calls_path(self._run_dir, rank).read_text()
-        except OSError:
-            calls = ""
-        return Silence(last, state, tuple(calls.splitlines()[:MOST_LINES]))
+            return Silence(last, place=place)
+        # Of all threads the main one comes last; its innermost call stands first.
+        calls = _text(calls_path(self._run_dir, rank)).rpartition("Thread 0x")[2].splitlines()[1:]
+        return Silence(last, process_state(last.pid), place, tuple(c.strip() for c in calls[::-1]))
 
     # -- ending ----------------------------------------------------------------------------------
 
@@ -315,6 +314,14 @@ def report_path(run_dir: Path) -> Path:
 def calls_path(run_dir: Path, rank: int) -> Path:
     """Return the file for the calls of a rank that native code holds."""
     return run_dir / paths.LOGS / f"rank_{rank}.calls"
+
+
+def _text(path: Path) -> str:
+    """Return what stands in a file that may not be there."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def set_aside(report: Path) -> None:

@@ -9,7 +9,6 @@ import json
 import logging
 import signal
 import threading
-import time
 from typing import Any
 
 from torch.distributed import Store
@@ -51,8 +50,8 @@ class Board:
         """Whether some rank has taken the word."""
         self.verdict: str | None = None
         """What that rank said."""
-        self.heard_at = time.monotonic()
-        """When the store answered last."""
+        self.answers = 0
+        """How often the store has answered."""
         self._thread = threading.Thread(target=self._run, name="board", daemon=True)
         self._thread.start()
 
@@ -112,4 +111,4 @@ class Board:
             if ranks:
                 values = self._store.multi_get([f"board/{r}" for r in ranks])
                 self.others = {r: json.loads(value) for r, value in zip(ranks, values, strict=True)}
-        self.heard_at = time.monotonic()
+        self.answers += 1

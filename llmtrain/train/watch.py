@@ -117,7 +117,8 @@ class Watch:
         self._every_s = min(1.0, max(0.1, limits.step_s / 10))
         self._held_s = min(limits.step_s / 2, HELD_S) + self._every_s
         self._looks, self._moves, self._place = 0, -1, where.now[1]
-        self._idle_s = self._longest_s = 0.0
+        self._idle_s = self._longest_s = self._unheard_s = 0.0
+        self._answers = 0
         self._took_long = True
         self._limit = ""
         self._stuck: Standing | None = None
@@ -175,6 +176,8 @@ class Watch:
                 self._speak(Hang({self._info.rank: self._stuck}, {}, self._limit))
             return
         board.say(self._standing().to_json())
+        self._unheard_s = 0.0 if board.answers != self._answers else self._unheard_s + passed_s
+        self._answers = board.answers
         if board.is_over:
             self._obey(board)
         turn_s = limit_s + TURN_S * (self._info.rank // READERS)
@@ -207,7 +210,7 @@ class Watch:
     def _hang(self, board: Board, passed_s: float) -> Hang | None:
         """Return the hang, if nobody moves any more."""
         standing = {self._info.rank: self._stuck} if self._stuck else {}
-        if time.monotonic() - board.heard_at > LOST_S:
+        if self._unheard_s > LOST_S:
             return Hang(standing, {0: Silence(None, LOST)}, self._limit)
         silent: dict[int, Silence] = {}
         moving = self._stuck is None

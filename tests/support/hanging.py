@@ -10,7 +10,7 @@ from tests.support.runs import environment
 
 Plan = tuple[str, str, tuple[int, ...], tuple[int, ...], str]
 """Module, function in it, ranks, in which calls of it (none: in all), and the fault: sleep, stop,
-die, slow or hold."""
+die, hold, slow or pause."""
 
 SITE = """
 import ctypes, importlib.abc, importlib.util, os, signal, sys, time
@@ -25,7 +25,10 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def slow():
-    time.sleep(1.2)
+    time.sleep(0.6)
+
+def pause():
+    time.sleep(3)
 
 def hold():
     ctypes.PyDLL(None).sleep(1000)  # with the interpreter's lock

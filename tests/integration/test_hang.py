@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.hanging import Plan, planted
 from tests.support.processes import workers
-from tests.support.runs import SYNTHETIC, TINY, environment, train_command, train_to_end
+from tests.support.runs import SYNTHETIC, TINY, train_command, train_to_end
 from tests.support.waiting import wait_until
 
 pytestmark = [
@@ -165,13 +165,16 @@ def test_a_replica_that_hangs_while_the_others_train_apart(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_run_that_was_suspended_as_a_whole_goes_on(tmp_path: Path) -> None:
+    # Stopped within a step that has still to go on for a while when all are continued.
     run_dir = tmp_path / "run"
-    words = (*TWO, "train.steps=600", "checkpoint.every_steps=null")
     process = subprocess.Popen(
-        train_command(run_dir, BASE, words), env=environment(), stderr=subprocess.PIPE, text=True
-    )
+        train_command(run_dir, BASE, (*TWO, "train.steps=6", "checkpoint.every_steps=null")),
+        env=planted(tmp_path / "site", (*STEP, (0, 1), (), "work")),
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     metrics = run_dir / "metrics.jsonl"
-    wait_until(lambda: metrics.is_file() and "loss" in metrics.read_text(), "the first step")
+    wait_until(lambda: metrics.is_file() and '"step": 3' in metrics.read_text(), "the third step")
+    time.sleep(0.2)
     pids = workers(run_dir)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)

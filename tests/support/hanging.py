@@ -10,7 +10,7 @@ from tests.support.runs import environment
 
 Plan = tuple[str, str, tuple[int, ...], tuple[int, ...], str]
 """Module, function in it, ranks, in which calls of it (none: in all), and the fault: sleep, stop,
-die, hold, slow or pause."""
+die, hold, slow, work or pause."""
 
 SITE = """
 import ctypes, importlib.abc, importlib.util, os, signal, sys, time
@@ -26,6 +26,11 @@ def die():
 
 def slow():
     time.sleep(0.6)
+
+def work():
+    until = time.process_time() + 1  # which does not go on while the process is stopped
+    while time.process_time() < until:
+        pass
 
 def pause():
     time.sleep(3)

@@ -70,7 +70,8 @@ def test_a_wait_of_another_thread_on_the_same_store_does_not_block_it(store: Sto
 SERVER = """
 import time
 from torch.distributed import TCPStore
-print(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False).port, flush=True)
+store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
 time.sleep(60)
 """
 

@@ -57,7 +57,7 @@ def test_where_there_is_nothing_to_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("since", "said", "not_said"),
     [
-        (Kills(1, 1, 8 << 30), "ended it: 1 of this run's control group, which may use 8 GiB", "guess"),
+        (Kills(1, 1, 8 << 30), "group, which may use 8 GiB, since the start", "guess"),
         (Kills(0, 2), "most probably this one", "guess"),
         (Kills(0, 0), "counts no out-of-memory kill", "Lower"),
         (Kills(None, None), "A guess", "counts no"),

@@ -172,8 +172,8 @@ def test_a_run_that_was_suspended_as_a_whole_goes_on(tmp_path: Path) -> None:
         env=planted(tmp_path / "site", (*STEP, (0, 1), (), "work")),
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    metrics = run_dir / "metrics.jsonl"
-    wait_until(lambda: metrics.is_file() and '"step": 3' in metrics.read_text(), "the third step")
+    place = run_dir / "logs" / "rank_0.place"
+    wait_until(lambda: place.is_file() and place.read_text().startswith("step 3"), "step 3")
     time.sleep(0.2)
     pids = workers(run_dir)
     for pid in pids:

@@ -34,6 +34,7 @@ from llmtrain.launch.failure import (
     report_failure,
     stop_status,
 )
+from llmtrain.launch.kills import Kills
 from llmtrain.launch.process import is_ready
 from llmtrain.panel import show_note
 
@@ -98,7 +99,7 @@ def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., A
         processes: Workers.
         handle: Installs a signal handler.
     """
-    since = time.time()
+    since, before = time.time(), Kills.now()
     _log_to_file(run_dir)
     # The signals that matter are ours.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
@@ -135,7 +136,9 @@ def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., A
             if failure_path(run_dir, rank).is_file()
         }
         if ended:
-            return report_failure(run_dir, read_failures(run_dir, ended), since=since)
+            return report_failure(
+                run_dir, read_failures(run_dir, ended), since=since, before=before
+            )
         code = 128 + int(agent.got or signal.SIGTERM)
         if complete_result(run_dir, stop_status(code), None, since=since):
             show_note(before_training(stop_status(code)))
@@ -146,7 +149,7 @@ def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., A
     if not result.is_failed():
         return EXIT_OK
     ended = {rank: (f.exitcode, float(f.timestamp)) for rank, f in result.failures.items()}
-    return report_failure(run_dir, read_failures(run_dir, ended), since=since)
+    return report_failure(run_dir, read_failures(run_dir, ended), since=since, before=before)
 
 
 def _log_to_file(run_dir: Path) -> None:

@@ -42,6 +42,7 @@ from llmtrain.launch.failure import (
     report_failure,
     stop_status,
 )
+from llmtrain.launch.kills import Kills
 from llmtrain.launch.process import PROCESS_ENV, is_ready
 from llmtrain.panel import show_error, show_note
 
@@ -91,7 +92,7 @@ class Fleet:
         self._run_dir, self._size, self._sync = run_dir, processes // replicas, sync
         self._store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
         self._got: signal.Signals | None = None
-        self._since = time.time()
+        self._since, self._before = time.time(), Kills.now()
         self.servers = [
             self._start(["--server", str(i)], processes + i, shown=i == 0)
             for i in range(sync.servers)
@@ -187,7 +188,7 @@ class Fleet:
         )
         first = first_failure(failures)
         if first.user_error:
-            return report_failure(self._run_dir, failures, since=self._since)
+            return report_failure(self._run_dir, failures, since=self._since, before=self._before)
         how = f"replica {team.replica} ended ({describe(first)})"
         most = self._sync.max_restarts
         if team.restarts < most:
@@ -207,7 +208,7 @@ class Fleet:
             f"{how}: {left} of {len(self.teams)} replicas are left, and {needed} are needed "
             f"({why}; sync.max_restarts={most}). {self._goes_on()}"
         )
-        return report_failure(self._run_dir, failures, since=self._since)
+        return report_failure(self._run_dir, failures, since=self._since, before=self._before)
 
     def _goes_on(self) -> str:
         """Return from where the run goes on when it is started again."""

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import socket
 import sys
 import time
 import traceback
@@ -126,11 +127,15 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
             return serve(run_dir, store, stop)
         info, run_dir = start_rank(run_dir, store)
         setup_log(log_path(run_dir, rank), rank)
-        return (run_train if info.replica is None else run_replica)(run_dir, info, store, stop)
+        if info.replica is not None:
+            return run_replica(run_dir, info, store, stop)
+        return run_train(
+            run_dir, info, store, stop, hung=partial(_record_failure, run_dir, rank, t0=t0)
+        )
     except UserError as error:
         if rank == 0 and type(error).__name__ not in ECHOES:
             show_user_error(error)
-        _record_failure(run_dir, rank, error, t0)
+        _record_failure(run_dir, rank, error, t0=t0)
         return EXIT_USER
     except StopNow:
         stop.defer()  # a launcher may send a second signal while the first is being obeyed
@@ -142,7 +147,7 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
         os._exit(EXIT_SIGINT)
     except Exception as error:
         log.exception("rank %d failed", rank)
-        _record_failure(run_dir, rank, error, t0)
+        _record_failure(run_dir, rank, error, t0=t0)
         return EXIT_BUG
     finally:
         _leave_process_group()
@@ -168,10 +173,14 @@ def _record_stop(run_dir: Path | None, rank: int, stop: StopRequest, t0: float) 
     show_note(before_training(stop.status))
 
 
-def _record_failure(run_dir: Path | None, rank: int, error: Exception, t0: float) -> None:
-    """Write logs/failure_rank_N.json for the launcher, and on rank 0 result.json."""
+def _record_failure(run_dir: Path | None, rank: int, error: Exception, *, t0: float) -> None:
+    """Write logs/failure_rank_N.json for the launcher, and on rank 0 result.json.
+
+    After a hang result.json is written by the rank that speaks for all.
+    """
     if run_dir is None:
         return
+    speaks = bool(getattr(error, "speaks", rank == 0))
     from llmtrain.tasks.result import RunResult, load_result
 
     is_user_error = isinstance(error, UserError)
@@ -183,12 +192,15 @@ def _record_failure(run_dir: Path | None, rank: int, error: Exception, t0: float
         "message": text,
         "exit_code": EXIT_USER if is_user_error else EXIT_BUG,
         "user_error": is_user_error,
-        "lost_peer": type(error).__name__ in ECHOES or any(sign in text for sign in LOST_PEER),
-        "traceback": traceback.format_exc(),
+        "node": socket.gethostname(),
+        "lost_peer": type(error).__name__ in ECHOES
+        or not getattr(error, "speaks", True)
+        or any(sign in text for sign in LOST_PEER),
+        "traceback": "".join(traceback.format_exception(error)),
     }
     path = run_dir / paths.LOGS / f"failure_rank_{rank}.json"
     path.write_text(json.dumps(record, indent=1))
-    if rank == 0:
+    if speaks:
         before = load_result(run_dir) or RunResult(status="failed")
         before.status, before.error = "failed", f"{type(error).__name__}: {text}"
         before.wall_s = time.monotonic() - t0

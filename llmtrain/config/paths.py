@@ -14,10 +14,17 @@ METRICS = "metrics.jsonl"
 RESULT = "result.json"
 TOKENIZER = "tokenizer.json"
 LOGS = "logs"
+HANG_REPORT = "hang_report.txt"
+"""In LOGS."""
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 RECORDS = "records"
 PROFILE = "profile"
+
+
+def place_path(run_dir: Path, rank: int) -> Path:
+    """Return RUN_DIR/logs/rank_N.place: where in the run a rank is, or was last, in words."""
+    return run_dir / LOGS / f"rank_{rank}.place"
 
 
 def conf_dir() -> Path:

@@ -6,13 +6,15 @@ the launcher stops them. Only the first failure explains anything.
 
 import json
 import signal
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.paths import LOGS, RESULT
+from llmtrain.config.paths import HANG_REPORT, LOGS, RESULT, place_path
 from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
+from llmtrain.launch.kills import Kills
 from llmtrain.log import log_path
 from llmtrain.panel import show_error
 
@@ -22,12 +24,22 @@ LOG_TAIL_LINES = 15
 _FATAL = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 
 _SIGNAL_NOTES = {
-    signal.SIGKILL: "SIGKILL usually comes from the kernel's out-of-memory killer (see `dmesg`): "
-    "lower train.micro_batch_size, or model.seq_len.",
     signal.SIGSEGV: "SIGSEGV: native code read memory that is not its own.",
     signal.SIGBUS: "SIGBUS usually means that /dev/shm or the disk is full: see llmtrain doctor.",
     signal.SIGABRT: "SIGABRT: native code gave up; its last words are in the log.",
 }
+
+_GPU_MEMORY_NOTE = (
+    "The GPU's memory is full: lower train.micro_batch_size (the results stay the same) or "
+    "model.seq_len, set train.activation_checkpointing=full, or shard with strategy.zero=3."
+)
+_MEMORY_NOTE = (
+    "The machine's memory is full: lower train.micro_batch_size (the results stay the same) or "
+    "model.seq_len, set train.activation_checkpointing=full, or use fewer processes a machine."
+)
+
+HANG_LINES = 24
+"""Lines of logs/hang_report.txt that the panel shows."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,12 @@ def first_failure(failures: list[Failure]) -> Failure:
 
 
 def report_failure(
-    run_dir: Path, failures: list[Failure], *, since: float, shown: bool = True
+    run_dir: Path,
+    failures: list[Failure],
+    *,
+    since: float,
+    shown: bool = True,
+    before: Kills | None = None,
 ) -> int:
     """Tell the first of `failures`, complete result.json, and return the launcher's exit code.
 
@@ -133,7 +150,17 @@ def report_failure(
         failures: Every rank that did not end well.
         since: When this start began, unix s.
         shown: Whether to print it too; its record is made in any case.
+        before: The kernel's counters when it began.
     """
+    hang = read_hang(run_dir, since=since)
+    if hang:
+        complete_result(run_dir, "failed", hang[0], since=since)
+        if shown:
+            path = run_dir / LOGS / HANG_REPORT
+            more = ["...", f"Everything is in {path}"] if len(hang) > HANG_LINES else []
+            head = "\n".join([*hang[:HANG_LINES], *more])
+            show_error("the run hung", head, footer=str(run_dir))
+        return EXIT_BUG
     first = first_failure(failures)
     if first.stopped:
         code = abs(first.exit_code)
@@ -150,9 +177,9 @@ def report_failure(
         return EXIT_BUG
     log = log_path(run_dir, first.rank)
     others = len(failures) - 1
-    body = [summary]
-    if first.killed_by in _SIGNAL_NOTES:
-        body.append(_SIGNAL_NOTES[first.killed_by])
+    node = (first.report or {}).get("node") or socket.gethostname()
+    place = read_place(run_dir, first.rank, since=since)
+    body = [summary, *explain(first, before), f"It was on {node}{place and f', in {place}'}."]
     if others:
         body.append(f"{others} other {'rank' if others == 1 else 'ranks'} ended because of it.")
     tail = log_tail(run_dir, first.rank)
@@ -161,6 +188,44 @@ def report_failure(
     body += ["", f"Everything is in {log}"]
     show_error(f"rank {first.rank} failed", "\n".join(body), footer=str(run_dir))
     return EXIT_BUG
+
+
+def read_hang(run_dir: Path, *, since: float) -> list[str]:
+    """Return the lines of this start's report of a hang, the cause first; none where none hung."""
+    path = run_dir / LOGS / HANG_REPORT
+    try:
+        return path.read_text().splitlines() if path.stat().st_mtime >= since else []
+    except OSError:
+        return []
+
+
+def read_place(run_dir: Path, rank: int, *, since: float) -> str:
+    """Return where in this start a rank was last, such as "step 12"; "" where it is not known."""
+    path = place_path(run_dir, rank)
+    try:
+        return path.read_text().strip() if path.stat().st_mtime >= since else ""
+    except OSError:
+        return ""
+
+
+def explain(failure: Failure, before: Kills | None) -> list[str]:
+    """Return what is to be said of such an end, and how to mend it; [] where nothing is.
+
+    Args:
+        failure: How the rank ended.
+        before: The kernel's counters when the run began.
+    """
+    if failure.killed_by == signal.SIGKILL:
+        unknown = Kills(None, None)
+        return [(Kills.now().since(before) if before else unknown).verdict()]
+    if failure.killed_by in _SIGNAL_NOTES:
+        return [_SIGNAL_NOTES[failure.killed_by]]
+    kind, message = ((failure.report or {}).get(key, "") for key in ("type", "message"))
+    if kind == "OutOfMemoryError":
+        return [_GPU_MEMORY_NOTE]
+    if kind == "MemoryError" or "DefaultCPUAllocator: can't allocate memory" in message:
+        return [_MEMORY_NOTE]
+    return []
 
 
 def describe(failure: Failure) -> str:

@@ -25,6 +25,7 @@ from llmtrain.launch.failure import (
     report_failure,
     stop_status,
 )
+from llmtrain.launch.kills import Kills
 from llmtrain.launch.process import Ended, supervise
 from llmtrain.panel import show_error, show_note
 
@@ -43,7 +44,7 @@ def launch(run_dir: Path, run: RunConfig, plan: Plan, *, output: Path | None = N
     """
     launcher, processes = run.launcher, plan.nproc_per_node
     clear_stale(run_dir)
-    since = time.time()
+    since, before = time.time(), Kills.now()
     if processes + plan.servers == 1:
         command = [*PYTHON, "llmtrain.worker", str(run_dir)]
     else:
@@ -63,7 +64,7 @@ def launch(run_dir: Path, run: RunConfig, plan: Plan, *, output: Path | None = N
     shown = output is None
     if processes + plan.servers == 1:
         failures = read_failures(run_dir, {0: (ended.code, time.time())})
-        return report_failure(run_dir, failures, since=since, shown=shown)
+        return report_failure(run_dir, failures, since=since, shown=shown, before=before)
     return _after_agent(run_dir, ended, since, shown=shown)
 
 

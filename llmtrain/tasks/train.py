@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -28,11 +29,17 @@ from llmtrain.tasks.assist import prepare_with_help, run_with_help
 from llmtrain.tasks.ending import Ending, tell_end
 from llmtrain.tasks.report import data_notes
 from llmtrain.train.build import build_parts, build_replica
+from llmtrain.train.hang import HangError
 from llmtrain.train.replica import Replica
 from llmtrain.train.stop import StopRequest
 from llmtrain.train.trainer import Trainer
+from llmtrain.train.watch import watching
+from llmtrain.train.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
+
+COLLECTIVE_TIMEOUT_S = 1800.0
+"""How long a collective may wait at least, before it gives up."""
 
 
 class RefusedElsewhereError(UserError):
@@ -56,13 +63,30 @@ def start_rank(run_dir: Path | None, store: Store) -> tuple[RankInfo, Path]:
         ConfigError: when the device cannot be had.
     """
     run_dir = Path(share_text(store, "run_dir", str(run_dir) if run_dir else None))
-    info = rank_info(load_run_config(run_dir / paths.CONFIG).train.device)
-    init_process_group(info, store)
+    train = load_run_config(run_dir / paths.CONFIG).train
+    info = rank_info(train.device)
+    # A hang is to be told by who watches, before a collective gives up without a word of whom.
+    patience_s = 2 * max(train.hang_timeout_s or 0.0, train.hang_timeout_slow_s)
+    init_process_group(info, store, timeout_s=max(COLLECTIVE_TIMEOUT_S, patience_s))
     return info, run_dir
 
 
-def run_train(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) -> int:
+def run_train(
+    run_dir: Path,
+    info: RankInfo,
+    store: Store,
+    stop: StopRequest,
+    *,
+    hung: Callable[[HangError], None],
+) -> int:
     """Train the run of `run_dir`; return the exit code. Collective over the world.
+
+    Args:
+        run_dir: A frozen run directory.
+        info: This rank.
+        store: The rendezvous store.
+        stop: Says when this process is asked to stop.
+        hung: Leaves word of a hang, before the process ends because of it.
 
     Raises:
         UserError: when the data or a checkpoint cannot be used.
@@ -78,20 +102,23 @@ def run_train(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) ->
         from llmtrain.tasks.simulate import run_simulated
 
         return run_simulated(run, plan, run_dir, prepared, info, console, stop)
-    parts = build_parts(run, plan, run_dir, prepared, info, console)
-    if info.is_main:
-        # A run keeps its tokenizer: it can be read when the prepared data is long gone. Not before
-        # the checkpoint was accepted: a refused start leaves the run as it was.
-        replace_text(run_dir / paths.TOKENIZER, (prepared / paths.TOKENIZER).read_text())
-    start, seen = parts.state.step, parts.state.tokens
-    if start >= parts.plan.total_steps and info.is_main:
-        console.print(f"already trained to step {start}: nothing left to do")
-    stop.defer()
-    try:
-        result = Trainer(parts, stop, store).run()
-    finally:
-        for writer in parts.writers:
-            writer.close()
+    where = Whereabouts(paths.place_path(run_dir, info.rank))
+    with watching(where, run.train, info, store, run_dir, hung):
+        parts = build_parts(run, plan, run_dir, prepared, info, console)
+        parts.where = where
+        if info.is_main:
+            # A run keeps its tokenizer: it can be read when the prepared data is long gone. Not
+            # before the checkpoint was accepted: a refused start leaves the run as it was.
+            replace_text(run_dir / paths.TOKENIZER, (prepared / paths.TOKENIZER).read_text())
+        start, seen = parts.state.step, parts.state.tokens
+        if start >= parts.plan.total_steps and info.is_main:
+            console.print(f"already trained to step {start}: nothing left to do")
+        stop.defer()
+        try:
+            result = Trainer(parts, stop, store).run()
+        finally:
+            for writer in parts.writers:
+                writer.close()
     if info.is_main:
         ending = Ending(run, parts.plan, parts.state, info.device, start_tokens=seen)
         tell_end(ending, result, run_dir, console, time.monotonic() - t0)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -32,6 +32,7 @@ from llmtrain.train.state import TrainState
 from llmtrain.train.step import StepResult, TrainStep
 from llmtrain.train.stop import StopRequest
 from llmtrain.train.vote import StopVote
+from llmtrain.train.whereabouts import STEP, Whereabouts
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class Parts(Generic[S]):
     writers: Sequence[MetricsWriter] = ()
     """Rank 0's; the others have none."""
     progress: TrainProgress = field(default_factory=TrainProgress.silent)
+    where: Whereabouts = field(default_factory=Whereabouts)
+    """Told where the loop is, for a watchdog."""
     traced: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
     """What a step is done in: given its number, a `Tracer`'s context where steps are traced."""
     peak: Peak = field(default_factory=Peak)
@@ -127,6 +130,7 @@ class Trainer:
             interval = Interval(time.perf_counter())
             stopped = False
             while state.step < steps and not stopped and not self._out_of_patience():
+                p.where.enter(STEP, state.step + 1)
                 with p.traced(state.step + 1):
                     result, norm = self.one_step(interval)
                 meets = self._all_meet(state.step)
@@ -159,6 +163,7 @@ class Trainer:
                     p.progress.say(f"stopped early: no better in {state.evals_without_best} evals")
                 self._save(last=True)
         finally:
+            p.where.enter("end", state.step)
             p.loader.close()
             p.progress.close()
         return TrainResult(status, self._train_loss, self._val_loss)
@@ -313,19 +318,26 @@ class Trainer:
 
     def _evaluate(self) -> Evaluation:
         p = self._p
+        p.where.enter("evaluate", self._state.step)
         with p.sync.eval_context():
             result = evaluate(
                 p.model.module,
                 p.step.evaluate,
-                p.validation(),
+                self._each(p.validation()),
                 group=p.mesh.token_group,
                 counts_batch=p.mesh.rank("pp") == 0 and p.mesh.rank("cp") == 0,
             )
         p.model.after_forward_only()
         return result
 
+    def _each(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._p.where.enter("evaluate", self._state.step)
+            yield batch
+
     def _save(self, *, last: bool = False) -> None:
         """Save a checkpoint. Collective over the world."""
+        self._p.where.enter("save", self._state.step)
         evaluated = self._state.evaluated_step == self._state.step
         self._saver.save(self._val_loss if evaluated else None, last=last)
 

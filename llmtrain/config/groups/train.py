@@ -45,6 +45,13 @@ class TrainConfig:
     """Validation tokens read in an evaluation, at most; null: the whole split."""
     early_stop_evals: int | None = None
     """Stop after so many evaluations in a row without a new best; null: never."""
+    hang_timeout_s: float | None = 600.0
+    """Seconds without a step done after which a run has hung: it is ended, and logs/hang_report.txt
+    says which rank the others waited for; null: never. A step that is no longer than three of the
+    longest before it is none that hangs."""
+    hang_timeout_slow_s: float = 3600.0
+    """The same where it may take long: at the start, in the first step, which compiles, in an
+    evaluation, in a checkpoint."""
     sample_tokens: int = 200
     """Tokens of text generated when training ends; 0: none."""
     sample_prompt: str = "\n"
@@ -60,6 +67,7 @@ class TrainConfig:
         for key in (
             "steps", "tokens", "epochs", "global_batch_size", "micro_batch_size",
             "log_every_steps", "eval_every_steps", "eval_tokens", "early_stop_evals",
+            "hang_timeout_s", "hang_timeout_slow_s",
         ):  # fmt: skip
             value = getattr(self, key)
             require(

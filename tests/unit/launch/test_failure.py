@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.config.paths import RESULT
+from llmtrain.config.paths import RESULT, place_path
 from llmtrain.launch.failure import (
     Failure,
     complete_result,
@@ -87,6 +87,60 @@ def test_an_out_of_memory_kill_is_explained(
     assert report_failure(run_dir, [Failure(2, -signal.SIGKILL, NOW)], since=NOW) == 1
     err = capsys.readouterr().err
     assert "rank 2" in err and "SIGKILL" in err and "out-of-memory" in err
+
+
+def shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], failure: Failure) -> str:
+    """Return the panel of `failure`."""
+    assert report_failure(folder(tmp_path), [failure], since=NOW - 60) == 1
+    err = capsys.readouterr().err
+    assert err.count("╭") == 1
+    return " ".join(err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "fix"),
+    [
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2 GiB", "strategy.zero=3"),
+        ("MemoryError", "", "fewer processes a machine"),
+        ("RuntimeError", "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't "
+         "allocate memory: you tried to allocate 8 bytes.", "fewer processes a machine"),
+    ],
+)  # fmt: skip
+def test_full_memory_is_told_with_a_fix(
+    kind: str, message: str, fix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = report(NOW, type=kind, message=message, node="node7")
+    err = shown(tmp_path, capsys, Failure(1, 1, NOW, record))
+    for part in (f"{kind}: {message}", "train.micro_batch_size", fix, "on node7"):
+        assert part in err
+
+
+def test_where_a_rank_was_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").mkdir()
+    place_path(tmp_path, 1).write_text("step 12     \n")
+    failure = Failure(1, -signal.SIGSEGV, time.time())
+    report_failure(tmp_path, [failure], since=time.time() - 60)
+    assert ", in step 12." in capsys.readouterr().err
+    report_failure(tmp_path, [failure], since=time.time() + 60)  # an earlier start's
+    assert "step 12" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exit_code", [1, -9, 143])
+def test_a_hang_is_the_cause_however_its_ranks_ended(
+    exit_code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = folder(tmp_path)
+    lines = ["rank 1 hangs in step 6", "", *(f"line {n}" for n in range(60))]
+    (run_dir / "logs" / "hang_report.txt").write_text("\n".join(lines))
+    assert report_failure(run_dir, [Failure(0, exit_code, NOW)], since=time.time() - 60) == 1
+    err = capsys.readouterr().err
+    assert err.count("╭") == 1 and "the run hung" in err and "rank 1 hangs in step 6" in err
+    assert "line 59" not in err and "hang_report.txt" in err
+    result = json.loads((run_dir / RESULT).read_text())
+    assert (result["status"], result["error"]) == ("failed", "rank 1 hangs in step 6")
+    # That of an earlier start says nothing of this one.
+    assert report_failure(run_dir, [Failure(0, -11, NOW)], since=time.time() + 60) == 1
+    assert "rank 0 failed" in capsys.readouterr().err
 
 
 def test_a_users_mistake_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,10 +105,7 @@ class CheckpointManager:
             return final
         _on_main(lambda: self._stage(staging), group)
         try:
-            _save_shards(staging, tensors, group)
-            mine = {
-                p.name: file_record(p, self._hash) for p in staging.glob(f"shard-{rank + 1:05d}-*")
-            }
+            mine = self._save_shards(staging, tensors, group)
             everyones: list[dict[str, dict[str, Any]]] = [{} for _ in range(dist.get_world_size())]
             dist.all_gather_object(everyones, mine, group=group)
             _on_main(lambda: self._publish(staging, manifest, everyones), group)
@@ -130,6 +127,31 @@ class CheckpointManager:
         replace_text(staging / NAME, manifest.to_json())
         self.collection.publish(staging, manifest.step, self._retention)
 
+    def _save_shards(
+        self, folder: Path, tensors: dict[str, torch.Tensor], group: ProcessGroup | None
+    ) -> dict[str, dict[str, Any]]:
+        """Write every rank's shards into `folder`; return this one's records. Collective over
+        `group`.
+
+        Raises:
+            OSError: on every rank, when one could not write.
+        """
+        writer = ShardWriter(folder, self._hash)
+        try:
+            with warnings.catch_warnings():
+                # DCP warns that saving from one process is saving from one process.
+                warnings.simplefilter("ignore")
+                dcp.save(tensors, storage_writer=writer, process_group=group)
+        except dcp.CheckpointException as error:
+            # A BaseException, which would pass by every handler of errors.
+            rank, (cause, _) = next(iter(error.failures.items()))
+            number = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO
+            why = cause.strerror if isinstance(cause, OSError) else None
+            raise OSError(
+                number, f"rank {rank} could not write {folder}: {why or cause}"
+            ) from error
+        return writer.records
+
     def write_part(self, step: int, part: int, tensors: dict[str, torch.Tensor]) -> None:
         """Write what one of several worlds has of the checkpoint of `step`.
 
@@ -146,7 +168,7 @@ class CheckpointManager:
             staging.mkdir(parents=True)
         dist.barrier()
         if _from_main(bool(tensors), None):
-            _save_shards(staging, tensors, None)
+            self._save_shards(staging, tensors, None)
         dist.barrier()
 
     def commit(self, manifest: Manifest, parts: Sequence[int]) -> Path:
@@ -226,27 +248,6 @@ class _Later:
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
-
-
-def _save_shards(
-    folder: Path, tensors: dict[str, torch.Tensor], group: ProcessGroup | None
-) -> None:
-    """Write every rank's shards into `folder`. Collective over `group`.
-
-    Raises:
-        OSError: on every rank, when one could not write.
-    """
-    try:
-        with warnings.catch_warnings():
-            # DCP warns that saving from one process is saving from one process.
-            warnings.simplefilter("ignore")
-            dcp.save(tensors, storage_writer=ShardWriter(folder), process_group=group)
-    except dcp.CheckpointException as error:
-        # A BaseException, which would pass by every handler of errors.
-        rank, (cause, _) = next(iter(error.failures.items()))
-        number = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO
-        why = cause.strerror if isinstance(cause, OSError) else None
-        raise OSError(number, f"rank {rank} could not write {folder}: {why or cause}") from error
 
 
 def load_tensors(folder: Path, tensors: dict[str, torch.Tensor], *, alone: bool = False) -> None:

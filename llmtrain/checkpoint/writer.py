@@ -11,7 +11,9 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +32,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from llmtrain.checkpoint.manifest import file_record
 from llmtrain.units import format_bytes
 
 SPARE_BYTES = 64 << 20
@@ -39,10 +42,12 @@ SPARE_BYTES = 64 << 20
 class ShardWriter(HuggingFaceStorageWriter):
     """Writes `shard-RANK-model-00001-of-00001.safetensors`, when there is room for all of them."""
 
-    def __init__(self, folder: Path) -> None:
-        """Write into `folder`, which is there."""
+    def __init__(self, folder: Path, hash_kind: str) -> None:
+        """Write into `folder`, which is there, and hash by one of `durable.HASHES`."""
         super().__init__(str(folder), save_distributed=True)
-        self._folder = folder
+        self._folder, self._hash = folder, hash_kind
+        self.records: dict[str, dict[str, Any]] = {}
+        """What this rank has written, as `manifest.file_record` says it."""
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Look for room, on one rank for all, before anything is written.
@@ -85,14 +90,19 @@ class ShardWriter(HuggingFaceStorageWriter):
             DCP_VERSION_KEY: str(HF_DCP_VERSION),
             FORMAT_KEY: FORMAT_VALUE,
         }
-        write_tensors(self._folder / name, tensors, metadata)
+        self.records[name] = write_tensors(self._folder / name, tensors, metadata, self._hash)
         return results
 
 
 def write_tensors(
-    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file and force it to the disk.
+    path: Path,
+    tensors: dict[str, torch.Tensor],
+    metadata: dict[str, str] | None = None,
+    hash_kind: str = "xxh3",
+) -> dict[str, Any]:
+    """Write a safetensors file and force it to the disk; return its `file_record`.
+
+    It is hashed as it is read back, while the disk is busy with it.
 
     Raises:
         OSError: with the system's number, which the library only puts into its words.
@@ -103,11 +113,10 @@ def write_tensors(
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(file_record, path, hash_kind)
+        os.fsync(file.fileno())
+        return hashing.result()
 
 
 def _bytes(item: WriteItem) -> int:

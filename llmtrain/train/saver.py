@@ -41,7 +41,8 @@ class Saver:
         with p.sync.eval_context(), self._may_fail(last):
             tensors |= model_tensors(p.model.module)
             save(tensors, p.manifest(p.state, val_loss, described))
-            log.info("checkpoint of step %d%s", p.state.step, ": being written" if later else "")
+            folder = p.checkpoints.collection.step_folder(p.state.step)
+            log.info("checkpoint %s%s", folder, " is being written" if later else "")
 
     def look(self) -> None:
         """Take note of a save that has failed while training went on.

@@ -30,6 +30,8 @@ from llmtrain.train.probe import (
 from llmtrain.train.step import TrainStep
 
 WEIGHT, SUM, NORM, NOTHING = "weight", "sum of gradients", "norm", "nothing"
+BACKWARD, UNSEEN = "backward", "unseen"
+"""What a rank tells besides: its first bad gradient, and of a model without modules, parameter."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +81,21 @@ def diagnose(
         team: Whose gradients made it.
         compiled: Whether blocks are compiled: here they run as they are written.
     """
-    bad = _bad_weight(module)
     for parameter in module.parameters():
         parameter.grad = None
     # Asked for only where something is compiled: it loads the compiler.
     eager = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
     with eager, LayerProbe(module) as probe:
         step(batches, team=team, stop=False)
-    reduced, largest = _reduced(module)
-    own = {
-        WEIGHT: bad,
-        OUTPUT: first_sighting(probe.seen, (OUTPUT,)),
-        "backward": first_sighting(probe.seen, (OUTPUT_GRADIENT, PARAMETER_GRADIENT)),
-        # A traced graph has no modules to watch: then its parameters tell what they can.
-        "unseen" if not probe.outputs else SUM: first_sighting(reduced, (PARAMETER_GRADIENT,)),
-        NORM: largest,
-    }
-    return _together(_gathered(own, team))
+    return _together(_gathered(_sightings(probe), team))
+
+
+def diagnose_alone(probe: LayerProbe) -> Diagnosis:
+    """Return what `probe` has seen, in a run of one process.
+
+    To be called when the step's gradients are in the parameters, and not clipped.
+    """
+    return _together([(0, _plain(_sightings(probe)))])
 
 
 def diagnose_late(module: nn.Module, team: Team) -> Diagnosis:
@@ -105,6 +105,19 @@ def diagnose_late(module: nn.Module, team: Team) -> Diagnosis:
     weights, and it cannot be computed again.
     """
     return _together(_gathered({WEIGHT: _bad_weight(module, last=True)}, team))
+
+
+def _sightings(probe: LayerProbe) -> dict[str, Sighting | None]:
+    """Return the first of each kind that this rank has seen go bad in a step."""
+    reduced, overflown = _reduced(probe.module)
+    return {
+        WEIGHT: _bad_weight(probe.module),
+        OUTPUT: first_sighting(probe.seen, (OUTPUT,)),
+        BACKWARD: first_sighting(probe.seen, (OUTPUT_GRADIENT, PARAMETER_GRADIENT)),
+        # A traced graph has no modules to watch: then its parameters tell what they can.
+        SUM if probe.outputs else UNSEEN: first_sighting(reduced, (PARAMETER_GRADIENT,)),
+        NORM: overflown,
+    }
 
 
 def _bad_weight(module: nn.Module, *, last: bool = False) -> Sighting | None:
@@ -136,15 +149,19 @@ def _reduced(module: nn.Module) -> tuple[list[Sighting], Sighting | None]:
 
 def _gathered(own: dict[str, Sighting | None], team: Team) -> list[tuple[int, dict[str, Any]]]:
     """Return what each rank of `team` has seen, with its rank. Collective over `team`."""
-    mine = (dist.get_rank(), {kind: asdict(seen) for kind, seen in own.items() if seen})
+    mine = (dist.get_rank(), _plain(own))
     everyone: list[Any] = [None] * dist.get_world_size(team.group)
     dist.all_gather_object(everyone, mine, group=team.group)
     return everyone
 
 
+def _plain(own: dict[str, Sighting | None]) -> dict[str, Any]:
+    return {kind: asdict(seen) for kind, seen in own.items() if seen is not None}
+
+
 def _together(everyone: list[tuple[int, dict[str, Any]]]) -> Diagnosis:
     """Return what comes first of what all ranks have seen."""
-    for key in (WEIGHT, OUTPUT, "backward", "unseen", SUM, NORM):
+    for key in (WEIGHT, OUTPUT, BACKWARD, UNSEEN, SUM, NORM):
         found = [
             (Sighting(**{**seen[key], "place": tuple(seen[key]["place"])}), rank)
             for rank, seen in everyone

@@ -1,5 +1,6 @@
 """The task `replay`: a step of a run again, in one process, with every layer looked at."""
 
+import contextlib
 import json
 import math
 import tempfile
@@ -227,8 +228,13 @@ def _replay(parts: Parts[SyncStrategy], request: Request, notes: Console) -> lis
 def _metrics(run_dir: Path) -> dict[int, dict[str, Any]]:
     """Return the run's own lines of training, by step."""
     path = run_dir / paths.METRICS
-    lines = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
-    return {line["step"]: line for line in lines if "loss" in line}
+    found = {}
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):  # a crash tore it
+            line = json.loads(text)
+            if "loss" in line:
+                found[line["step"]] = line
+    return found
 
 
 def _plain(step: Replayed, line: dict[str, Any] | None) -> dict[str, Any]:

@@ -202,6 +202,29 @@ def test_rollback_goes_on_behind_the_window(zero: int, tmp_path: Path, rank_pool
     assert state["bad"].items() <= good["bad"].items() and state["samples"] == good["samples"]
 
 
+@pytest.mark.slow
+def test_rollback_restores_what_powersgd_remembers(tmp_path: Path, rank_pool: Pool) -> None:
+    """The bad gradient has passed through its memory of errors before anybody saw it."""
+    words = ("train.on_bad_step=rollback", "sync.compression=powersgd", "sync.powersgd_rank=2",
+             "sync.powersgd_start_step=2")  # fmt: skip
+    theirs = window_skipped(tmp_path / "reference", *words, pool=rank_pool(2))
+    run_dir = run_two(tmp_path / "run", *words)
+    ours = rank_pool(2).run(attempt, run_dir, BadGradient((BAD,), rank=1))
+    assert_equal(ours[0], theirs[0])
+    assert numbers(run_dir) == numbers(tmp_path / "reference")
+
+
+def test_replicas_that_train_apart_stop_each_with_its_own_words(
+    tmp_path: Path, rank_pool: Pool
+) -> None:
+    run_dir = run_two(tmp_path / "run", "sync=local_sgd", "sync.sync_every_steps=4")
+    both = Both(BadGradient((BAD,), rank=0), BadGradient((BAD,), rank=1, layer="blocks.0.ffn.w1"))
+    said = rank_pool(2).run(attempt, run_dir, both)
+    for rank, layer in enumerate((LAYER, "blocks.0.ffn.w1")):
+        assert f"is {layer}: the gradient of its output, on rank {rank}" in said[rank]
+    assert sorted(event["rank"] for event in events(run_dir)) == [0, 1]
+
+
 def test_a_rollback_outlives_a_crash(tmp_path: Path, rank_pool: Pool) -> None:
     """Killed after it and before the next checkpoint: the samples left out stay out."""
     words = ("train.on_bad_step=rollback",)

@@ -62,6 +62,7 @@ HANDLERS: dict[str, Callable[[Options], int]] = {
     "prepare": _prepare,
     "evaluate": _task,
     "generate": _task,
+    "replay": _task,
     "verify": _verify,
     "checkpoint": _checkpoint,
     "doctor": _doctor,

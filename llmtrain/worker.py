@@ -46,7 +46,9 @@ def main() -> int:
     """Run the task that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(prog="llmtrain.worker")
     parser.add_argument("run_dir", nargs="?")
-    parser.add_argument("--task", choices=("prepare", "evaluate", "generate", "verify", "convert"))
+    parser.add_argument(
+        "--task", choices=("prepare", "evaluate", "generate", "replay", "verify", "convert")
+    )
     parser.add_argument("--request", default="{}")
     parser.add_argument("--server", type=int, help="hold this part of the weights of the run")
     args = parser.parse_args()
@@ -71,7 +73,7 @@ def run_task(task: str, request: dict[str, Any]) -> int:
     """Run a task of one process.
 
     Args:
-        task: prepare | evaluate | generate | verify.
+        task: prepare | evaluate | generate | replay | verify.
         request: The command's configuration as plain values; for verify, the folder and what to do
             with it.
     """
@@ -95,6 +97,10 @@ def run_task(task: str, request: dict[str, Any]) -> int:
             from llmtrain.tasks.convert import run_convert
 
             return run_convert(config)
+        if task == "replay":
+            from llmtrain.tasks.replay import run_replay
+
+            return run_replay(config)
         from llmtrain.tasks.generate import run_generate
 
         return run_generate(config)

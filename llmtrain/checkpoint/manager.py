@@ -201,10 +201,17 @@ class CheckpointManager:
     def agree_on_newest(self) -> Path | None:
         """Return rank 0's `newest_valid` on every rank. Collective over the world.
 
+        Waits for a save in flight; one that fails is none.
+
         Raises:
             CheckpointError: on every rank, when there are checkpoints but none verifies.
         """
         answer: dict[str, str | None] = {}
+        try:
+            self.wait()
+        except OSError as error:
+            if dist.get_rank() == 0:
+                self.collection.warn(f"a checkpoint could not be saved: {error}")
         if dist.get_rank() == 0:
             try:
                 newest = self.collection.newest_valid()

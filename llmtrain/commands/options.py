@@ -61,6 +61,11 @@ COMMANDS = {
         ),
         frozenset({"--cfg", "--json"}),
     ),
+    "replay": Command(
+        "a step of a run again, from a checkpoint before it, with every layer looked at",
+        ("replay run=runs/books step=120", "replay run=runs/books event=1 --json"),
+        frozenset({"--cfg", "--json"}),
+    ),
     "verify": Command(
         "prove that strategies compute what one process computes: losses, gradients and weights",
         (

@@ -1,4 +1,4 @@
-"""`llmtrain prepare | evaluate | generate`: compose, check, and let one worker do it."""
+"""`llmtrain prepare | evaluate | generate | replay`: compose, check, and let one worker do it."""
 
 import dataclasses
 from pathlib import Path
@@ -8,6 +8,7 @@ from llmtrain.commands.compose import composer
 from llmtrain.commands.options import Options
 from llmtrain.commands.show import as_plain
 from llmtrain.config.groups.inference import FromRunConfig
+from llmtrain.config.groups.replay import ReplayConfig
 from llmtrain.config.paths import CONFIG
 from llmtrain.config.schema import PrepareConfig
 from llmtrain.config.store import to_yaml
@@ -33,7 +34,7 @@ def run_task_command(options: Options) -> int:
         config = dataclasses.replace(config, data=keep_stdin(config.data))
         check_source(config.data)
         check_tokenizer(config.tokenizer)
-    if isinstance(config, FromRunConfig):
+    if isinstance(config, FromRunConfig | ReplayConfig):
         check_run(str(config.run))
     return run_task(options.command, as_plain(config))
 

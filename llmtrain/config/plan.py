@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmtrain.config.bad_steps import check_bad_steps
 from llmtrain.config.footprint import Footprint
 from llmtrain.config.groups.served import ServedConfig
 from llmtrain.config.groups.strategy import StrategyConfig
@@ -179,6 +180,7 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
     _check_trace(run, plan)
     check_meetings(run, axes, plan.steps)
     check_streamed(run)
+    check_bad_steps(run)
     check_split(run, axes, micro_batches=plan.gradient_accumulation_steps, micro_batch_size=micro)
     if run.model.vocab_size is not None:
         check_vocabulary(run, axes, run.model.vocab_size)

@@ -31,6 +31,7 @@ from llmtrain.config.groups import (
 )
 from llmtrain.config.groups.inference import EvaluateConfig, GenerateConfig
 from llmtrain.config.groups.prepared import InspectConfig, SamplesConfig
+from llmtrain.config.groups.replay import ReplayConfig
 from llmtrain.config.groups.saved import CheckpointCommandConfig
 from llmtrain.config.schema import PrepareConfig, RunConfig, VerifyRunConfig
 from llmtrain.errors import ConfigError, require_choice
@@ -98,6 +99,7 @@ ROOTS: dict[str, type] = {
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
+    "replay": ReplayConfig,
     "verify": VerifyRunConfig,
     "inspect": InspectConfig,
     "samples": SamplesConfig,

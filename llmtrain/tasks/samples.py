@@ -66,8 +66,8 @@ def list_samples(run_dir: Path, steps: range, tokens: int) -> dict[str, Any]:
         raise ConfigError(
             f"step={steps.stop - 1}: run={run_dir} has {counted(plan.steps, 'step')}."
         )
-    saved = _manifests(run_dir)
-    folder = _data_folder(run, saved)
+    saved = read_manifests(run_dir)
+    folder = data_folder(run, saved)
     source = StepSamples(
         folder, run.model.seq_len, run.data.samples, run.train.seed, run.data.truncate
     )
@@ -93,7 +93,7 @@ def list_samples(run_dir: Path, steps: range, tokens: int) -> dict[str, Any]:
     }
 
 
-def _manifests(run_dir: Path) -> list[Manifest]:
+def read_manifests(run_dir: Path) -> list[Manifest]:
     """Return the manifests of the run's checkpoints, those that can be read, oldest first."""
     found = []
     for folder in step_folders(run_dir / paths.CHECKPOINTS):
@@ -104,7 +104,7 @@ def _manifests(run_dir: Path) -> list[Manifest]:
     return found
 
 
-def _data_folder(run: RunConfig, saved: list[Manifest]) -> Path:
+def data_folder(run: RunConfig, saved: list[Manifest]) -> Path:
     """Return what the run was trained on: as its newest checkpoint says, else as its text is now.
 
     Raises:

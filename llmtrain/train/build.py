@@ -36,6 +36,7 @@ from llmtrain.sync.build import build_sync, reduces_gradients
 from llmtrain.sync.interface import Setting, SyncStrategy
 from llmtrain.sync.served import Served
 from llmtrain.train.audience import build_audience
+from llmtrain.train.audit import AuditLog
 from llmtrain.train.progress import show_plan
 from llmtrain.train.resume import load_training, mode_change
 from llmtrain.train.state import TrainState
@@ -61,6 +62,7 @@ def build_parts(
         _add_tracer(parts, run_dir, console)
     if info.is_main:
         _add_audience(parts, run_dir, console)
+        parts.audit.resume(parts.state.bad.count)
     return parts
 
 
@@ -127,6 +129,7 @@ def _assemble(
         validation=lambda: _validation(run, plan, mesh, val_set, info),
         checkpoints=_checkpoints(run, run_dir, console),
         manifest=partial(_manifest, run, train_set.tokenizer().hash(), prepared.name),
+        audit=AuditLog(run_dir / paths.BAD_STEPS),
     )
     restore(parts, console)
     return parts
@@ -294,8 +297,16 @@ def restore(parts: Parts[S], console: Console) -> None:
         CheckpointError: when it is of another model, optimizer or tokenizer.
     """
     folder = parts.checkpoints.agree_on_newest()
-    if folder is None:
-        return
+    if folder is not None:
+        restore_from(folder, parts, console)
+
+
+def restore_from(folder: Path, parts: Parts[S], console: Console) -> None:
+    """Load the verified checkpoint `folder` into `parts`. Collective over the world.
+
+    Raises:
+        CheckpointError: when it is of another model, optimizer or tokenizer.
+    """
     own = parts.manifest(parts.state, None, parts.sync.describe())
     manifest = read_manifest(folder)
     require_resumable(

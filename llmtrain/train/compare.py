@@ -55,7 +55,12 @@ class Recording:
         text = self._metrics.read_text() if self._metrics.is_file() else ""
         found: dict[int, dict[str, float]] = {}
         for line in map(json.loads, text.splitlines()):
-            numbers = {k: float(line[k]) for k in (LOSS, NORM, VALIDATION) if k in line}
+            numbers = {
+                # null: it was not finite.
+                k: math.nan if line[k] is None else float(line[k])
+                for k in (LOSS, NORM, VALIDATION)
+                if k in line
+            }
             found.setdefault(line["step"], {}).update(numbers)
         return found
 

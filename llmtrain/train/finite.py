@@ -4,6 +4,33 @@ import math
 
 import torch
 
+ADVICE = (
+    "Lower optimizer.lr, raise scheduler.warmup_steps or lower train.max_grad_norm; the same "
+    "run_dir goes on from its newest checkpoint."
+)
+
+
+class NotFiniteError(FloatingPointError):
+    """The norm of the whole gradient of a step is not finite."""
+
+    def __init__(self, norm: float, step: int) -> None:
+        """Say so.
+
+        Args:
+            norm: The norm.
+            step: Steps done before.
+        """
+        super().__init__(f"{self.tell(norm, step)} {ADVICE}")
+        self.norm, self.step = norm, step
+
+    @staticmethod
+    def tell(norm: float, step: int) -> str:
+        """Return the sentence that says what happened."""
+        return (
+            f"the gradient norm of step {step + 1} is {norm}: nothing of it has reached a "
+            "checkpoint."
+        )
+
 
 def require_finite(norm: float, step: int) -> None:
     """Stop where the norm of the whole gradient says so, equally on all ranks.
@@ -13,15 +40,10 @@ def require_finite(norm: float, step: int) -> None:
         step: Steps done.
 
     Raises:
-        FloatingPointError: says what may help.
+        NotFiniteError: says what may help.
     """
-    if math.isfinite(norm):
-        return
-    raise FloatingPointError(
-        f"the gradient norm of step {step + 1} is {norm}: nothing of it has reached a checkpoint. "
-        "Lower optimizer.lr, raise scheduler.warmup_steps or lower train.max_grad_norm; the same "
-        "run_dir goes on from its newest checkpoint."
-    )
+    if not math.isfinite(norm):
+        raise NotFiniteError(norm, step)
 
 
 class FiniteNorms:
@@ -40,7 +62,7 @@ class FiniteNorms:
         """Look at `norm` (0-D), on a GPU at the one before.
 
         Raises:
-            FloatingPointError: when it is not finite.
+            NotFiniteError: when it is not finite.
         """
         if norm.device.type != "cuda":
             require_finite(float(norm), step)
@@ -56,7 +78,7 @@ class FiniteNorms:
         """Look at what has not been looked at: to be called before weights are used or kept.
 
         Raises:
-            FloatingPointError: when it is not finite.
+            NotFiniteError: when it is not finite.
         """
         if self._late is None:
             return

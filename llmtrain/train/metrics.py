@@ -1,6 +1,7 @@
 """Who is told how training goes: metrics.jsonl always, TensorBoard and W&B on request."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,10 @@ class MetricsWriter(Protocol):
 
     def write(self, line: dict[str, Any]) -> None:
         """Take `line`; its "step" is the step it speaks of."""
+
+    def rewind(self, *, after_step: int, evaluated_step: int) -> None:
+        """Take back what was written of training past `after_step`, and of evaluations past
+        `evaluated_step`: the run has gone back there."""
 
     def close(self) -> None:
         """Write out what is held back."""
@@ -30,26 +35,45 @@ class JsonlWriter:
             after_step: Lines of training past this step go.
             evaluated_step: Lines of evaluations past this step go.
         """
-        if path.exists():
-            last = {True: evaluated_step, False: after_step}
-            kept = [
-                line
-                for line in path.read_text().splitlines()
-                if _step(line) <= last['"val_loss"' in line]
-            ]
-            staging = path.with_suffix(".tmp")
-            staging.write_text("".join(line + "\n" for line in kept))
-            staging.replace(path)
+        self._path = path
+        _drop_later(path, after_step, evaluated_step)
         self._stream = path.open("a")
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append `line`."""
-        self._stream.write(json.dumps(line) + "\n")
+        """Append `line`; a number that is not finite is null, as JSON has none."""
+        self._stream.write(json.dumps(finite(line), allow_nan=False) + "\n")
         self._stream.flush()
+
+    def rewind(self, *, after_step: int, evaluated_step: int) -> None:
+        """Drop later lines."""
+        self._stream.close()
+        _drop_later(self._path, after_step, evaluated_step)
+        self._stream = self._path.open("a")
 
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+def finite(line: dict[str, Any]) -> dict[str, Any]:
+    """Return `line` with null for every number that is not finite."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in line.items()
+    }
+
+
+def _drop_later(path: Path, after_step: int, evaluated_step: int) -> None:
+    """Drop the lines of `path` past these steps, and one that a crash tore."""
+    if not path.exists():
+        return
+    last = {True: evaluated_step, False: after_step}
+    kept = [
+        line for line in path.read_text().splitlines() if _step(line) <= last['"val_loss"' in line]
+    ]
+    staging = path.with_suffix(".tmp")
+    staging.write_text("".join(line + "\n" for line in kept))
+    staging.replace(path)
 
 
 def _step(line: str) -> float:
@@ -67,13 +91,21 @@ class TensorBoardWriter:
         """Open the event file."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=after_step + 1)
+        self._folder = str(folder)
+        self._writer = SummaryWriter(self._folder, purge_step=after_step + 1)
 
     def write(self, line: dict[str, Any]) -> None:
         """Add each number of `line`."""
         for name, value in line.items():
             if name not in ("step", "time") and isinstance(value, int | float):
                 self._writer.add_scalar(name, value, line["step"])
+
+    def rewind(self, *, after_step: int, evaluated_step: int) -> None:
+        """Begin an event file that says from which step on the earlier ones no longer hold."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer.close()
+        self._writer = SummaryWriter(self._folder, purge_step=after_step + 1)
 
     def close(self) -> None:
         """Flush and close."""
@@ -95,6 +127,9 @@ class WandbWriter:
     def write(self, line: dict[str, Any]) -> None:
         """Log `line` under its step."""
         self._run.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+
+    def rewind(self, *, after_step: int, evaluated_step: int) -> None:
+        """Nothing: W&B takes no step back, and leaves out lines until the run is past its last."""
 
     def close(self) -> None:
         """Finish the run."""

@@ -2,8 +2,25 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass
+class BadStepState:
+    """What became of steps whose numbers were bad, and what such steps are told by."""
+
+    count: int = 0
+    """Bad steps after which training went on, those of abandoned stretches too."""
+    in_row: int = 0
+    """Those since the last good one that were skipped."""
+    rollbacks: int = 0
+    lr_ratio: float = 1.0
+    """Multiplies the schedule's learning rate."""
+    loss_mean: float = 0.0
+    """Running mean of the losses of good steps, in nats; kept only where spikes are looked for."""
+    losses: int = 0
+    """How many of them there were."""
 
 
 @dataclass
@@ -23,6 +40,7 @@ class TrainState:
     evaluated_step: int = 0
     """Step of the last evaluation. A run stopped between a step and its evaluation makes up for it
     when it goes on."""
+    bad: BadStepState = field(default_factory=BadStepState)
 
     def record_evaluation(self, val_loss: float) -> bool:
         """Take note of an evaluation of this step; return whether it is the best so far."""
@@ -47,4 +65,5 @@ class TrainState:
         known = dict(values)
         if known.get("best_val_loss") is None:
             known["best_val_loss"] = math.inf
+        known["bad"] = BadStepState(**known.get("bad", {}))
         return cls(**known)

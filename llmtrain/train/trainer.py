@@ -21,8 +21,9 @@ from llmtrain.optim.clip import clip_grads
 from llmtrain.optim.scheduler import Schedule, apply_lr
 from llmtrain.parallel.apply import ParallelModel
 from llmtrain.sync.interface import SavedSync, SyncStrategy
+from llmtrain.train.audit import AuditLog
+from llmtrain.train.bad_steps import BadSteps
 from llmtrain.train.evaluate import Evaluation, evaluate
-from llmtrain.train.finite import FiniteNorms
 from llmtrain.train.ledger import Ledger, Settled
 from llmtrain.train.metrics import MetricsWriter
 from llmtrain.train.peak import Peak, peak_memory_bytes
@@ -57,6 +58,7 @@ class Parts(Generic[S]):
     validation: Callable[[], Iterable[Batch]]
     checkpoints: CheckpointManager
     manifest: Callable[[TrainState, float | None, dict[str, Any]], Manifest]
+    audit: AuditLog
     state: TrainState = field(default_factory=TrainState)
     writers: Sequence[MetricsWriter] = ()
     """Rank 0's; the others have none."""
@@ -104,7 +106,7 @@ class Trainer:
         self._p = parts
         self._stop = stop
         mesh = parts.mesh
-        self._ledger, self._norms, self._saver = Ledger(mesh), FiniteNorms(), Saver(parts)
+        self._ledger, self._bad, self._saver = Ledger(mesh), BadSteps(parts), Saver(parts)
         self._vote = StopVote(
             store, replica=mesh.rank("dp_replicate"), replicas=mesh.size("dp_replicate"),
             speaks=all(mesh.rank(axis) == 0 for axis in ("pp", "dp_shard", "cp", "tp")),
@@ -133,14 +135,17 @@ class Trainer:
                 p.where.enter(STEP, state.step + 1)
                 with p.traced(state.step + 1):
                     result, norm = self.one_step(interval)
+                if (restored := self._bad.go_back()) is not None:
+                    interval = self._begin_again(restored)
+                    continue
                 meets = self._all_meet(state.step)
                 # At a meeting of replicas that are apart, the vote waits until all is done that
                 # needs everyone: who has not been asked would miss a replica that waits for votes.
                 votes_late = meets and not p.sync.together(state.step - 1)
                 stopped = not votes_late and self._stops(result)
                 if stopped or meets:
-                    self._norms.settle()
-                if stopped or self._is_logged(state.step):
+                    self._bad.settle()
+                if stopped or self._is_logged(state.step) or self._bad.mark:
                     interval = self._log(result, norm, interval)
                 if stopped or meets:
                     self._settle()
@@ -175,7 +180,7 @@ class Trainer:
         t0 = time.perf_counter()
         batches = p.loader.next()
         t1 = time.perf_counter()
-        apply_lr(p.optimizers, p.run.optimizer.lr, p.schedule(state.step))
+        apply_lr(p.optimizers, p.run.optimizer.lr, p.schedule(state.step) * state.bad.lr_ratio)
         p.sync.before_step(state.step)
         t2 = time.perf_counter()
         stop = self._stop.asked or (not together and self._vote.heard())
@@ -187,9 +192,9 @@ class Trainer:
             self._parameters, p.run.train.max_grad_norm, extra_axes=self._norm_axes,
             copies=p.model.copies,
         )  # fmt: skip
-        self._norms.add(norm, state.step)
-        for optimizer in p.optimizers:
-            optimizer.step()
+        if self._bad.passes(batches, result, norm):
+            for optimizer in p.optimizers:
+                optimizer.step()
         t5 = time.perf_counter()
         all_meet = self._all_meet(state.step + 1)
         if not together and (all_meet or p.sync.exchanges(state.step + 1)):
@@ -207,6 +212,14 @@ class Trainer:
         interval.sync_s += (t2 - t1) + (t4 - t3) + (t6 - t5)
         p.progress.step(state.step)
         return result, norm
+
+    def _begin_again(self, restored: Manifest) -> Interval:
+        """Forget what was measured past the checkpoint that the run has gone back to."""
+        self._ledger = Ledger(self._p.mesh)
+        self._told_tokens, self._val_loss = self._state.tokens, restored.val_loss
+        if self._evaluation_is_due() and self._evaluate_and_tell():
+            self._save()
+        return Interval(time.perf_counter())
 
     def _stops(self, result: StepResult) -> bool:
         """Return whether to stop now: at once in a step of all, else where replicas agree to."""
@@ -247,6 +260,7 @@ class Trainer:
             "comm_bytes": interval.comm_bytes / interval.steps,
             "memory_bytes": peak_memory_bytes(p.info.device),
             "time": time.time(),
+            **self._bad.mark,
         }
         self._ledger.log(line, result, norm, together=p.sync.together(step - 1))
         return Interval(now)
@@ -281,7 +295,8 @@ class Trainer:
             "mfu": p.peak.utilisation(flops),
             **times,
         }
-        self._train_loss = entry.loss
+        if "bad_step" not in line:
+            self._train_loss = entry.loss
         self._write(line)
         p.progress.numbers(line)
 

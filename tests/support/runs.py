@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def train_frozen(
     stop_after: int | None = None,
     start: int | None = None,
     gradients: list[dict[str, torch.Tensor]] | None = None,
+    plant: Callable[[Any], None] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Train a frozen run in this process (or on every rank of a pool); return whole weights.
 
@@ -88,14 +89,15 @@ def train_frozen(
         start: The step that must have been resumed: a run is a function of its seed, so one that
             began anew could not be told by its numbers.
         gradients: Takes every step's whole gradients, before clipping.
+        plant: Called with the trainer's parts before it begins, to put a fault into them.
     """
     import torch.distributed as dist
 
     if dist.is_initialized():
-        return _train(run_dir, stop_after, start, gradients)
+        return _train(run_dir, stop_after, start, gradients, plant)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        return _train(run_dir, stop_after, start, gradients)
+        return _train(run_dir, stop_after, start, gradients, plant)
     finally:
         dist.destroy_process_group()
 
@@ -105,6 +107,7 @@ def _train(
     stop_after: int | None,
     start: int | None,
     gradients: list[dict[str, torch.Tensor]] | None,
+    plant: Callable[[Any], None] | None,
 ) -> dict[str, torch.Tensor]:
     from rich.console import Console
 
@@ -123,6 +126,8 @@ def _train(
     assert start is None or parts.state.step == start, f"resumed at {parts.state.step}"
     stop = StopRequest()
     parts.step = _WatchedStep(parts, stop_after, gradients)
+    if plant is not None:
+        plant(parts)
     Trainer(parts, stop, _store(f"{run_dir}/{parts.state.step}")).run()
     for writer in parts.writers:
         writer.close()

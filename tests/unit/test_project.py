@@ -121,7 +121,7 @@ def test_every_yaml_composes_plans_and_is_read_back(
 @pytest.mark.parametrize("command", ROOTS)
 def test_every_root_composes(command: str) -> None:
     run = ["run=somewhere"] if issubclass(ROOTS[command], FromRunConfig) else []
-    if command == "samples":
+    if command in ("samples", "replay"):
         run = ["run=somewhere", "step=1..2"]
     with composer(command) as hydra:
         config = hydra.compose(run).config

@@ -3,10 +3,30 @@
 import re
 from dataclasses import dataclass
 
-from llmtrain.errors import require
+from llmtrain.errors import ConfigError, require
 
 STEPS = re.compile(r"(\d+)(?:\.\.(\d+))?")
 """A step, or a first and a last one."""
+
+
+def parse_steps(step: str) -> range:
+    """Return the steps that `step` names, counted from 1.
+
+    Raises:
+        ConfigError: it names none; says how to.
+    """
+    found = STEPS.fullmatch(step)
+    if found is None:
+        raise ConfigError(
+            f"step={step} is not a step: write step=120, or step=120..122 for several."
+        )
+    steps = range(int(found[1]), int(found[2] or found[1]) + 1)
+    require(
+        0 < steps.start < steps.stop,
+        f"step={step}: steps count from 1, as in metrics.jsonl, and the first comes before the "
+        "last.",
+    )
+    return steps
 
 
 @dataclass(kw_only=True)
@@ -46,21 +66,10 @@ class SamplesConfig:
             self.step is not None,
             "step is missing: name a step, such as step=120 or step=120..122.",
         )
-        require(
-            STEPS.fullmatch(str(self.step)) is not None,
-            f"step={self.step} is not a step: write step=120, or step=120..122 for several.",
-        )
-        steps = self.steps
-        require(
-            0 < steps.start < steps.stop,
-            f"step={self.step}: steps count from 1, as in metrics.jsonl, and the first comes "
-            "before the last.",
-        )
+        parse_steps(str(self.step))
         require(self.tokens > 0, f"tokens={self.tokens} must be positive.")
 
     @property
     def steps(self) -> range:
         """The steps, counted from 1."""
-        found = STEPS.fullmatch(str(self.step))
-        assert found is not None
-        return range(int(found[1]), int(found[2] or found[1]) + 1)
+        return parse_steps(str(self.step))

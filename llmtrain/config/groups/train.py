@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from llmtrain.errors import require, require_choice
 
 CHECKPOINTING = ("none", "selective", "full")
+BAD_STEP = ("stop", "skip", "rollback", "lower_lr")
 
 
 @dataclass(kw_only=True)
@@ -35,6 +36,20 @@ class TrainConfig:
     """Compile each block with torch.compile. The first step takes longer, a minute or so."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0: off."""
+    on_bad_step: str = "stop"
+    """What a step does whose gradient or loss is not finite, or whose loss is a spike: stop | skip
+    (its update is left out) | rollback (to the last checkpoint, on with other samples) | lower_lr
+    (skip, and a lower rate from then on)."""
+    spike_factor: float | None = None
+    """A loss above this many times its running mean is a spike; null: no loss is."""
+    max_bad_steps: int = 20
+    """Bad steps that a run may skip in all; it stops at one more."""
+    max_bad_steps_in_row: int = 5
+    """Bad steps that a run may skip one after the other; it stops at one more."""
+    max_rollbacks: int = 3
+    """Rollbacks of a run in all; it stops at one more bad step."""
+    bad_step_lr_ratio: float = 0.5
+    """What `lower_lr` multiplies the learning rate by, at each bad step."""
     label_smoothing: float = 0.0
     """Share of the target spread over the whole vocabulary (arXiv:1512.00567, section 7)."""
     log_every_steps: int = 10
@@ -68,6 +83,7 @@ class TrainConfig:
             "steps", "tokens", "epochs", "global_batch_size", "micro_batch_size",
             "log_every_steps", "eval_every_steps", "eval_tokens", "early_stop_evals",
             "hang_timeout_s", "hang_timeout_slow_s",
+            "max_bad_steps", "max_bad_steps_in_row", "max_rollbacks",
         ):  # fmt: skip
             value = getattr(self, key)
             require(
@@ -83,6 +99,17 @@ class TrainConfig:
         require(
             self.max_grad_norm >= 0,
             f"train.max_grad_norm={self.max_grad_norm} must not be negative; 0 turns it off.",
+        )
+        require_choice("train.on_bad_step", self.on_bad_step, BAD_STEP)
+        require(
+            self.spike_factor is None or 1 < self.spike_factor < math.inf,
+            f"train.spike_factor={self.spike_factor} must be more than 1, such as 2: the loss is "
+            "compared with that many times its running mean; null turns it off.",
+        )
+        require(
+            0 < self.bad_step_lr_ratio < 1,
+            f"train.bad_step_lr_ratio={self.bad_step_lr_ratio} must be between 0 and 1, such as "
+            "0.5.",
         )
         require(
             0 <= self.label_smoothing < 1,

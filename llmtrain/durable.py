@@ -9,6 +9,20 @@ READ_BYTES = 1 << 22
 """How much of a file is read at once."""
 
 
+def inside(folder: Path, name: str) -> Path:
+    """Return the file `name` of `folder`, as a manifest from anywhere may call it.
+
+    Raises:
+        ValueError: when it is no plain name, or a link to outside of the folder.
+    """
+    if not name or name in (".", "..") or set(name) & set("/\\:\0"):
+        raise ValueError(f"{name!r} is not the name of a file in the folder")
+    path = folder / name
+    if path.is_symlink() and path.resolve().parent != folder.resolve():
+        raise ValueError(f"{name} is a link to a file outside of the folder")
+    return path
+
+
 def hash_file(path: Path) -> str:
     """Return the xxh3-128 hash of a file, 32 hex digits, read in pieces."""
     digest = xxhash.xxh3_128()
@@ -27,12 +41,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all, and durably."""
+def replace_text(path: Path, text: str, *, durably: bool = True) -> None:
+    """Write `text` to `path`, whole or not at all; `durably`: a crash of the machine keeps it."""
     staging = path.with_name(path.name + ".tmp")
     with staging.open("w") as stream:
         stream.write(text)
         stream.flush()
-        os.fsync(stream.fileno())
+        if durably:
+            os.fsync(stream.fileno())
     staging.replace(path)
-    sync_folder(path.parent)
+    if durably:
+        sync_folder(path.parent)

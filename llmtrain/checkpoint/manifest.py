@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmtrain.durable import hash_file
+from llmtrain.durable import hash_file, inside
 from llmtrain.errors import CheckpointError
 
 NAME = "manifest.json"
@@ -96,9 +96,12 @@ def verify(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     for name, record in manifest.files.items():
-        path = folder / name
-        if Path(name).name != name:
-            raise CheckpointError(f"{folder}: the manifest names a file outside it: {name}.")
+        try:
+            path = inside(folder, name)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{folder}: the manifest names a file outside it: {error}."
+            ) from None
         if not path.is_file():
             raise CheckpointError(f"{folder}: {name} is missing.")
         found = file_record(path)

@@ -16,6 +16,7 @@ from llmtrain.checkpoint.tensors import model_tensors, optimizer_tensors, sync_t
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.data.loader import Batch, Loader
+from llmtrain.distributed.collectives import any_rank
 from llmtrain.distributed.env import RankInfo
 from llmtrain.distributed.mesh import Mesh
 from llmtrain.optim.clip import clip_grads
@@ -122,10 +123,9 @@ class Trainer:
         self._told_tokens = state.tokens
         p.loader.start(state.samples)
         try:
-            if self._evaluation_is_due():
-                self._evaluate_and_keep_best()
+            stopped = self._evaluation_is_due() and not self._evaluate_and_keep_best()
+            saves = False
             interval = Interval(time.perf_counter())
-            stopped = False
             while state.step < steps and not stopped and not self._out_of_patience():
                 with p.traced(state.step + 1):
                     result, norm = self.one_step(interval)
@@ -142,21 +142,20 @@ class Trainer:
                     self._settle()
                 saved_s = time.perf_counter()
                 if self._evaluation_is_due() and not stopped:
-                    self._evaluate_and_keep_best()
-                saves = self._save_is_due(state.step)
-                if saves or stopped:
+                    stopped = not self._evaluate_and_keep_best()
+                saves = self._save_is_due(state.step) and not stopped
+                if saves:
                     self._save()
-                if votes_late and self._stops(result):
-                    stopped = True
-                    if not saves:
-                        self._save()
-                if stopped:
-                    status = self._stop.status
+                    stopped = self._somebody_is_asked()
+                if votes_late and not stopped:
+                    stopped = self._stops(result)
                 # Evaluating and saving is not training: it does not count as step time.
                 interval.started += time.perf_counter() - saved_s
-            if not stopped:
-                if state.step < steps:
-                    p.progress.say(f"stopped early: no better in {state.evals_without_best} evals")
+            if stopped:
+                status = self._stop.status
+            elif state.step < steps:
+                p.progress.say(f"stopped early: no better in {state.evals_without_best} evals")
+            if not (stopped and saves):
                 self._save()
         finally:
             p.loader.close()
@@ -205,12 +204,22 @@ class Trainer:
 
     def _stops(self, result: StepResult) -> bool:
         """Return whether to stop now: at once in a step of all, else where replicas agree to."""
-        if not result.stop or self._p.sync.together(self._state.step - 1):
-            return result.stop
+        if not result.stop:
+            return False
+        self._stop.hear()
+        if self._p.sync.together(self._state.step - 1):
+            return True
         step = self._state.step
         ahead = (s for s in range(step + 1, self._p.plan.total_steps + 1) if self._is_exchange(s))
         exchange = next(ahead, None)
         return exchange is not None and self._vote.stops(step, exchange)
+
+    def _somebody_is_asked(self) -> bool:
+        """Return whether any rank has been asked to stop. Collective over the world."""
+        asked = any_rank(self._stop.asked)
+        if asked:
+            self._stop.hear()
+        return asked
 
     def _is_exchange(self, step: int) -> bool:
         return self._all_meet(step) or self._p.sync.exchanges(step)
@@ -293,10 +302,16 @@ class Trainer:
         step = self._state.step
         return self._is_evaluated(step) and step > self._state.evaluated_step
 
-    def _evaluate_and_keep_best(self) -> None:
-        """Evaluate, and save a new best. Collective over the world."""
+    def _evaluate_and_keep_best(self) -> bool:
+        """Evaluate, and save a new best; return whether to go on. Collective over the world.
+
+        A stop that any rank is asked for leaves the evaluation: the next start does it.
+        """
         p, state = self._p, self._state
         result = self._evaluate()
+        if result is None:
+            self._stop.hear()
+            return False
         self._val_loss = result.loss
         is_best = state.record_evaluation(result.loss)
         self._write(
@@ -311,8 +326,9 @@ class Trainer:
         )
         if is_best and p.run.checkpoint.save_best:
             self._save()
+        return not self._somebody_is_asked()
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self) -> Evaluation | None:
         p = self._p
         with p.sync.eval_context():
             result = evaluate(
@@ -321,6 +337,7 @@ class Trainer:
                 p.validation(),
                 group=p.mesh.token_group,
                 counts_batch=p.mesh.rank("pp") == 0 and p.mesh.rank("cp") == 0,
+                asked=lambda: self._stop.asked,
             )
         p.model.after_forward_only()
         return result

@@ -87,22 +87,17 @@ def completes(stage: Stage, *words: str) -> str:
 # Stops. That of a start is in test_launch.py, that between steps there and in test_kill.py.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sent"),
     [
         pytest.param(TWO, signal.SIGUSR1, id="two, SIGUSR1"),
-        pytest.param((), signal.SIGTERM, id="one", marks=pytest.mark.slow),
+        pytest.param((), signal.SIGTERM, id="one"),
+        pytest.param((*TWO, "sync=ssp"), signal.SIGTERM, id="with a server"),
         pytest.param(
-            (*TWO, "sync=ssp"), signal.SIGTERM, id="with a server", marks=pytest.mark.slow
+            (*TWO, "sync=diloco", "sync.sync_every_steps=2"), signal.SIGTERM, id="apart"
         ),
-        pytest.param(
-            (*TWO, "sync=diloco", "sync.sync_every_steps=2"), signal.SIGTERM, id="apart",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ("strategy=pipeline", "strategy.pp=2"), signal.SIGTERM,
-            id="pipeline", marks=pytest.mark.slow,
-        ),
+        pytest.param(("strategy=pipeline", "strategy.pp=2"), signal.SIGTERM, id="pipeline"),
     ],
 )  # fmt: skip
 def test_an_evaluation_is_left_when_a_stop_is_asked_for(

@@ -23,6 +23,9 @@ LAST_WORDS_S = 5.0
 """How long telling that the time is over may take, on a disk that may be what hangs."""
 
 
+NAG_S = 0.5
+"""How soon a process that has nothing to save, and has not ended, is asked again."""
+
 SKEW_S = 5.0
 """How far apart the ends of two ranks' times may be: each counts from when it heard."""
 
@@ -82,9 +85,16 @@ class StopRequest:
     def _watch(self, reads: int) -> None:
         """Hear signals, one byte each; other bytes only wake."""
         while True:
-            ready, _, _ = select.select([reads], [], [], self._left_s())
-            if not ready:
+            left = self._left_s()
+            if left == 0.0:
                 break
+            nags = self._heard is not None and not self._deferred
+            waits = min(left or NAG_S, NAG_S) if nags else left
+            ready, _, _ = select.select([reads], [], [], waits)
+            if not ready:
+                if nags and not self._deferred:
+                    self._ask_again()
+                continue
             for signum in os.read(reads, 64):
                 if signum == signal.SIGINT and self._heard is not None:
                     os._exit(EXIT_SIGINT)
@@ -92,6 +102,13 @@ class StopRequest:
                     self._heard = self._heard or signum
                     self._asked_s = self._asked_s or time.monotonic()
         self._leave()
+
+    def _ask_again(self) -> None:
+        """Have the handler raise once more: what it raised was swallowed.
+
+        Python ignores what is raised in a destructor or in a callback of native code.
+        """
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     def leave_if_late(self) -> None:
         """End the process as at the end of the time to save in, if that is here.

@@ -72,6 +72,31 @@ def test_another_ranks_signal_does_not_make_ones_own_the_second() -> None:
     assert process.wait(timeout=30) == 130
 
 
+def test_a_stop_that_was_swallowed_is_asked_for_again() -> None:
+    body = """
+import os, signal
+from llmtrain.train.stop import StopNow, StopRequest
+stop = StopRequest()
+stop.install()
+class Careless:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        for _ in range(10**6): pass  # the handler runs here, and what it raises is lost
+careless = Careless()
+try:
+    del careless
+    while True: pass
+except StopNow:
+    stop.defer()
+    os._exit(stop.exit_code)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", body], timeout=20, stderr=subprocess.PIPE, text=True
+    )
+    assert ended.returncode == 143
+    assert "Exception ignored" in ended.stderr
+
+
 def test_what_another_rank_was_asked_counts_as_a_schedulers_stop() -> None:
     stop = StopRequest()
     assert not stop.asked

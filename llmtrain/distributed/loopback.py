@@ -38,10 +38,9 @@ class LoopbackRendezvous(RendezvousHandler):
     """The rendezvous of an elastic agent that is alone: always one node, at once."""
 
     def __init__(self) -> None:
-        """Serve the store."""
-        self._store = serve_store()
+        """Set up; serves nothing yet."""
+        self._store: TCPStore | None = None
         self._run_id = secrets.token_hex(8)
-        self._round = 0
         self._closed = False
 
     def get_backend(self) -> str:
@@ -54,9 +53,13 @@ class LoopbackRendezvous(RendezvousHandler):
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Return the next round's world; the agent's own keys stand under a prefix of the round."""
-        self._round += 1
-        store = PrefixStore(f"agent/{self._round}", self._store)
+        """Return the next attempt's world, with a store of its own.
+
+        In the one before stand the addresses of processes that have died, under keys that the next
+        ones look at: they would wait for the dead.
+        """
+        self._store = serve_store()
+        store = PrefixStore("agent", self._store)
         return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(HOST, self._store.port))
 
     def is_closed(self) -> bool:

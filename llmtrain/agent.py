@@ -14,14 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM
 from llmtrain.lifeline import PARENT_ENV, die_with_parent
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def _exit_at_once(signum: int, frame: types.FrameType | None) -> NoReturn:
     """A signal while torch is still being imported: no worker exists yet."""
-    os._exit(128 + signum)
+    os._exit(EXIT_SIGINT if signum == signal.SIGINT else EXIT_SIGTERM)
 
 
 def handle(handler: Callable[..., Any]) -> None:
@@ -33,7 +34,8 @@ def handle(handler: Callable[..., Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Read the arguments and run the workers; return the exit code."""
     handle(_exit_at_once)
-    die_with_parent(signal.SIGTERM)
+    # Its workers die with it: whoever starts the run again must meet none that still writes.
+    die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m llmtrain.agent", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--nproc-per-node", type=int, required=True)

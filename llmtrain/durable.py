@@ -16,6 +16,20 @@ HASHES: dict[str, Callable[[], Any]] = {"xxh3": xxhash.xxh3_128, "sha256": hashl
 """xxh3 finds every accident, at the speed of the disk; sha256 finds a forger too."""
 
 
+def inside(folder: Path, name: str) -> Path:
+    """Return the file `name` of `folder`, as a manifest from anywhere may call it.
+
+    Raises:
+        ValueError: when it is no plain name, or a link to outside of the folder.
+    """
+    if not name or name in (".", "..") or set(name) & set("/\\:\0"):
+        raise ValueError(f"{name!r} is not the name of a file in the folder")
+    path = folder / name
+    if path.is_symlink() and path.resolve().parent != folder.resolve():
+        raise ValueError(f"{name} is a link to a file outside of the folder")
+    return path
+
+
 def hash_file(path: Path, kind: str = "xxh3") -> str:
     """Return the hash of a file in hex digits, read in pieces.
 
@@ -39,12 +53,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all, and durably."""
+def replace_text(path: Path, text: str, *, durably: bool = True) -> None:
+    """Write `text` to `path`, whole or not at all; `durably`: a crash of the machine keeps it."""
     staging = path.with_name(path.name + ".tmp")
     with staging.open("w") as stream:
         stream.write(text)
         stream.flush()
-        os.fsync(stream.fileno())
+        if durably:
+            os.fsync(stream.fileno())
     staging.replace(path)
-    sync_folder(path.parent)
+    if durably:
+        sync_folder(path.parent)

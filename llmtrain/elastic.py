@@ -1,13 +1,13 @@
 """torchrun's elastic agent for the workers of one run, without its wall of tracebacks.
 
-torch starts the workers, gives them a rendezvous store on a free port of 127.0.0.1 (so two runs
-never collide), watches them and stops all when one dies. Here stand what a person sees of it: where
-output goes, how a signal is passed on, and who is told to have failed.
+torch starts the workers, watches them, stops all when one dies, and starts all again where
+`launcher.max_restarts` allows. Here stands what a person sees of it: where output goes, how a
+signal is passed on, who is told to have failed, and whether another attempt has a chance.
 """
 
 import logging
+import math
 import os
-import secrets
 import signal
 import sys
 import time
@@ -19,12 +19,14 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from llmtrain.config.paths import LOGS
+from llmtrain.config.paths import CONFIG, LOGS
+from llmtrain.config.store import load_run_config
+from llmtrain.distributed.loopback import HOST, LoopbackRendezvous
 from llmtrain.errors import EXIT_BUG, EXIT_OK
+from llmtrain.launch.attempts import Attempts
 from llmtrain.launch.failure import (
+    Failure,
     before_training,
     complete_result,
     drop_empty_outputs,
@@ -35,11 +37,11 @@ from llmtrain.launch.failure import (
     stop_status,
 )
 from llmtrain.launch.kills import Kills
-from llmtrain.launch.process import is_ready
+from llmtrain.launch.process import as_sent, is_ready
 from llmtrain.panel import show_note
 
-SHUTDOWN_TIMEOUT_S = 600
-"""How long workers may take for their last checkpoint after a signal, before they are killed."""
+AFTER_GRACE_S = 10
+"""How long after the end of checkpoint.grace_s workers that have not ended by then are killed."""
 
 MONITOR_INTERVAL_S = 0.1
 
@@ -72,15 +74,19 @@ class Agent(LocalElasticAgent):
     swallows exceptions.
     """
 
-    def __init__(self, spec: WorkerSpec, logs: LogsSpecs) -> None:
-        super().__init__(spec, logs, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    def __init__(self, spec: WorkerSpec, run_dir: Path, grace_s: float) -> None:
+        timeout_s = math.ceil(grace_s) + AFTER_GRACE_S
+        super().__init__(spec, Logs(run_dir), shutdown_timeout=timeout_s)
+        self._run_dir = run_dir
+        self._attempts = Attempts(run_dir, spec.max_restarts)
         self.got: signal.Signals | None = None
         """The first signal."""
+        self.since, self.before = time.time(), Kills.now()
+        """When this attempt began, unix s."""
 
     def on_signal(self, signum: int, frame: types.FrameType | None) -> None:
         """Remember the first signal; later ones change nothing."""
-        sent = signal.SIGTERM if signum == signal.SIGHUP else signal.Signals(signum)
-        self.got = self.got or sent
+        self.got = self.got or as_sent(signum)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         if self.got is not None:
@@ -88,7 +94,21 @@ class Agent(LocalElasticAgent):
             sent = self.got if all(map(is_ready, workers)) else signal.SIGTERM
             # Caught by torch, which sends it to all workers and waits for them.
             raise SignalException(f"got {self.got.name}", sigval=sent)
-        return super()._monitor_workers(worker_group)
+        result = super()._monitor_workers(worker_group)
+        if result.is_failed() and not self._attempts.again(self.failures(result)):
+            self._remaining_restarts = 0
+        return result
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        self._stop_workers(worker_group)
+        self._attempts.put_by()
+        self.since, self.before = time.time(), Kills.now()
+        super()._restart_workers(worker_group)
+
+    def failures(self, result: RunResult) -> list[Failure]:
+        """Return what is known of the ranks that have failed."""
+        ended = {rank: (f.exitcode, float(f.timestamp)) for rank, f in result.failures.items()}
+        return read_failures(self._run_dir, ended)
 
 
 def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., Any]], None]) -> int:
@@ -99,57 +119,49 @@ def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., A
         processes: Workers.
         handle: Installs a signal handler.
     """
-    since, before = time.time(), Kills.now()
     _log_to_file(run_dir)
+    run = load_run_config(run_dir / CONFIG)
     # The signals that matter are ours.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-    rendezvous = get_rendezvous_handler(
-        RendezvousParameters(
-            backend="c10d",
-            endpoint="127.0.0.1:0",
-            run_id=secrets.token_hex(8),
-            min_nodes=1,
-            max_nodes=1,
-            local_addr="127.0.0.1",
-            is_host=True,
-        )
-    )
     spec = WorkerSpec(
         role="worker",
         local_world_size=processes,
-        rdzv_handler=rendezvous,
+        rdzv_handler=LoopbackRendezvous(),
         entrypoint=sys.executable,
         args=("-P", "-m", "llmtrain.worker", str(run_dir)),
-        max_restarts=0,
+        max_restarts=run.launcher.max_restarts,
         monitor_interval=MONITOR_INTERVAL_S,
-        local_addr="127.0.0.1",
+        local_addr=HOST,
     )
-    agent = Agent(spec, Logs(run_dir))
+    agent = Agent(spec, run_dir, run.checkpoint.grace_s)
     handle(agent.on_signal)
     try:
         result = agent.run()
     except SignalException:
-        # Only a clean end is the signal's: a rank that could not save its checkpoint has failed.
-        ended = {
-            rank: (EXIT_BUG, time.time())
-            for rank in range(processes)
-            if failure_path(run_dir, rank).is_file()
-        }
-        if ended:
-            return report_failure(
-                run_dir, read_failures(run_dir, ended), since=since, before=before
-            )
-        code = 128 + int(agent.got or signal.SIGTERM)
-        if complete_result(run_dir, stop_status(code), None, since=since):
-            show_note(before_training(stop_status(code)))
-        return code
+        return _after_signal(run_dir, processes, agent)
     finally:
-        rendezvous.shutdown()
         drop_empty_outputs(run_dir)
     if not result.is_failed():
         return EXIT_OK
-    ended = {rank: (f.exitcode, float(f.timestamp)) for rank, f in result.failures.items()}
-    return report_failure(run_dir, read_failures(run_dir, ended), since=since, before=before)
+    return report_failure(run_dir, agent.failures(result), since=agent.since, before=agent.before)
+
+
+def _after_signal(run_dir: Path, processes: int, agent: Agent) -> int:
+    """Return the exit code of workers that a signal has ended."""
+    # Only a clean end is the signal's: a rank that could not save its checkpoint has failed.
+    ended = {
+        rank: (EXIT_BUG, time.time())
+        for rank in range(processes)
+        if failure_path(run_dir, rank).is_file()
+    }
+    if ended:
+        return report_failure(
+            run_dir, read_failures(run_dir, ended), since=agent.since, before=agent.before
+        )
+    code = 128 + int(agent.got or signal.SIGTERM)
+    if complete_result(run_dir, stop_status(code), None, since=agent.since):
+        show_note(before_training(stop_status(code)))
+    return code
 
 
 def _log_to_file(run_dir: Path) -> None:

@@ -22,14 +22,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
+from llmtrain.checkpoint.newest import goes_on
 from llmtrain.config.groups.served import ServedConfig
-from llmtrain.config.paths import CHECKPOINTS, CONFIG, LOGS
+from llmtrain.config.paths import CONFIG, LOGS
+from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.distributed.env import BEGUN, REPLICA_ENV, RESTART_ENV, STORE_ENV
+from llmtrain.distributed.loopback import HOST, serve_store
 from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
+from llmtrain.launch.attempts import Attempts
 from llmtrain.launch.failure import (
+    Failure,
     before_training,
     complete_result,
     describe,
@@ -43,18 +46,17 @@ from llmtrain.launch.failure import (
     stop_status,
 )
 from llmtrain.launch.kills import Kills
-from llmtrain.launch.process import PROCESS_ENV, is_ready
+from llmtrain.launch.process import PROCESS_ENV, as_sent, is_ready
 from llmtrain.panel import show_error, show_note
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.05
 """Seconds between two looks at the processes."""
-PATIENCE_S = 600.0
-"""Seconds that replicas and server may take for a last checkpoint after a signal."""
+AFTER_GRACE_S = 10.0
+"""Seconds after the end of checkpoint.grace_s at which a server that has not ended is killed."""
 END_S = 20.0
 """Seconds that replicas may take to end after the server has."""
-HOST = "127.0.0.1"
 
 
 @dataclass
@@ -80,17 +82,26 @@ class Team:
 class Fleet:
     """All processes of one run."""
 
-    def __init__(self, run_dir: Path, replicas: int, processes: int, sync: ServedConfig) -> None:
+    def __init__(
+        self, run_dir: Path, replicas: int, processes: int, run: RunConfig, attempts: Attempts
+    ) -> None:
         """Start them all.
 
         Args:
             run_dir: A frozen run directory.
             replicas: Replicas.
             processes: Processes of all replicas.
-            sync: How many servers, how often a replica is started again, how few may be left.
+            run: How many servers, how often a replica is started again, how few may be left.
+            attempts: Whether to start all of them again when a server has died.
         """
+        sync = run.sync
+        assert isinstance(sync, ServedConfig)
+        self._patience_s = run.checkpoint.grace_s + AFTER_GRACE_S
+        self._attempts = attempts
+        self.again = False
+        """Whether all are to be started again."""
         self._run_dir, self._size, self._sync = run_dir, processes // replicas, sync
-        self._store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+        self._store = serve_store()
         self._got: signal.Signals | None = None
         self._since, self._before = time.time(), Kills.now()
         self.servers = [
@@ -103,8 +114,7 @@ class Fleet:
 
     def on_signal(self, signum: int, frame: types.FrameType | None) -> None:
         """Remember the first signal; later ones change nothing."""
-        sent = signal.SIGTERM if signum == signal.SIGHUP else signal.Signals(signum)
-        self._got = self._got or sent
+        self._got = self._got or as_sent(signum)
 
     def watch(self) -> int:
         """See the run to its end; return the exit code."""
@@ -115,7 +125,7 @@ class Fleet:
             if self._got is not None and told_s is None:
                 told_s = time.monotonic()
                 self._tell_lead(self._got)
-            if told_s is not None and time.monotonic() - told_s > PATIENCE_S:
+            if told_s is not None and time.monotonic() - told_s > self._patience_s:
                 lead.kill()
             # One that is no longer needed ends well before its lead does.
             dead = next((i for i, one in enumerate(self.servers[1:], 1) if one.poll()), None)
@@ -188,7 +198,7 @@ class Fleet:
         )
         first = first_failure(failures)
         if first.user_error:
-            return report_failure(self._run_dir, failures, since=self._since, before=self._before)
+            return self._fail(failures)
         how = f"replica {team.replica} ended ({describe(first)})"
         most = self._sync.max_restarts
         if team.restarts < most:
@@ -206,15 +216,16 @@ class Fleet:
             return None
         self._say(
             f"{how}: {left} of {len(self.teams)} replicas are left, and {needed} are needed "
-            f"({why}; sync.max_restarts={most}). {self._goes_on()}"
+            f"({why}; sync.max_restarts={most}). {goes_on(self._run_dir)}"
         )
-        return report_failure(self._run_dir, failures, since=self._since, before=self._before)
+        return self._fail(failures)
 
-    def _goes_on(self) -> str:
-        """Return from where the run goes on when it is started again."""
-        if any((self._run_dir / CHECKPOINTS).glob("step_*")):
-            return "The same run_dir goes on from its newest checkpoint."
-        return "There is no checkpoint yet: the same run_dir starts over."
+    def _fail(self, failures: list[Failure]) -> int:
+        """Return the exit code of a run that replicas have ended; see whether to try again."""
+        self.again = self._attempts.again(failures)
+        if self.again:
+            return EXIT_BUG
+        return report_failure(self._run_dir, failures, since=self._since, before=self._before)
 
     def _after_server(self, code: int, server: int = 0) -> int:
         """Return the run's exit code, a server of it having ended with `code`."""
@@ -233,11 +244,14 @@ class Fleet:
         number = self._size * len(self.teams) + server
         name = "the server" if len(self.servers) == 1 else f"server {server}"
         failure = read_failures(self._run_dir, {number: (code, time.time())})[0]
+        self.again = self._got is None and self._attempts.again([failure])
+        if self.again:
+            return EXIT_BUG
         complete_result(self._run_dir, "failed", f"{name}: {describe(failure)}", since=self._since)
         tail = log_tail(self._run_dir, number)
         body = [
             f"{describe(failure)}. All replicas ended with it.",
-            self._goes_on(),
+            goes_on(self._run_dir),
         ]
         show_error(f"{name} failed", "\n".join([*body, "", *tail]), footer=str(self._run_dir))
         return EXIT_BUG
@@ -275,12 +289,16 @@ def run_fleet(
         handle: Installs a signal handler.
     """
     logging.root.handlers = [logging.FileHandler(run_dir / LOGS / "agent.log", delay=True)]
-    sync = load_run_config(run_dir / CONFIG).sync
-    assert isinstance(sync, ServedConfig)
-    fleet = Fleet(run_dir, replicas, processes, sync)
-    handle(fleet.on_signal)
-    try:
-        return fleet.watch()
-    finally:
-        fleet.close()
-        drop_empty_outputs(run_dir)
+    run = load_run_config(run_dir / CONFIG)
+    attempts = Attempts(run_dir, run.launcher.max_restarts)
+    while True:
+        fleet = Fleet(run_dir, replicas, processes, run, attempts)
+        handle(fleet.on_signal)
+        try:
+            code = fleet.watch()
+        finally:
+            fleet.close()
+            drop_empty_outputs(run_dir)
+        if not fleet.again:
+            return code
+        attempts.put_by()

@@ -4,12 +4,21 @@ import logging
 import time
 from pathlib import Path
 
+from llmtrain.secret import masked
+
 FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)s rank {rank} %(name)s: %(message)s"
 
 
 def log_path(run_dir: Path, rank: int) -> Path:
     """Return RUN_DIR/logs/rank_N.log."""
     return run_dir / "logs" / f"rank_{rank}.log"
+
+
+class _Formatter(logging.Formatter):
+    """Writes no secret of the environment, whoever logs it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
 
 
 def setup_log(path: Path, rank: int, level: int = logging.INFO) -> None:
@@ -19,7 +28,7 @@ def setup_log(path: Path, rank: int, level: int = logging.INFO) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    formatter = logging.Formatter(FORMAT.format(rank=rank), datefmt="%Y-%m-%dT%H:%M:%S")
+    formatter = _Formatter(FORMAT.format(rank=rank), datefmt="%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     root = logging.getLogger()

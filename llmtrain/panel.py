@@ -5,6 +5,7 @@ import sys
 
 from llmtrain.console import make_console
 from llmtrain.errors import CheckpointError, ConfigError, DataError, UserError
+from llmtrain.secret import masked
 
 TITLES: dict[type, str] = {
     ConfigError: "configuration",
@@ -25,7 +26,7 @@ def show_error(title: str, body: str, footer: str = "") -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    text = Text(body.strip())
+    text = Text(masked(body.strip()))
     console = make_console(stderr=True)
     if not console.is_terminal:
         # A log or a pipe has no width to respect: wrapped paths could not be searched or copied.
@@ -55,4 +56,4 @@ def show_note(message: str) -> None:
     """Print one dim line on stderr."""
     from rich.text import Text
 
-    make_console(stderr=True).print(Text(message, "dim"))
+    make_console(stderr=True).print(Text(masked(message), "dim"))

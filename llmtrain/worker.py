@@ -21,11 +21,13 @@ from llmtrain.config import paths
 from llmtrain.config.store import ROOTS, from_dict
 from llmtrain.console import answering
 from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_USER, UserError
+from llmtrain.launch.claim import hold
 from llmtrain.launch.failure import before_training
 from llmtrain.launch.process import PROCESS_ENV
 from llmtrain.lifeline import die_with_parent
 from llmtrain.log import log_path, setup_log
 from llmtrain.panel import show_note, show_user_error
+from llmtrain.secret import masked
 from llmtrain.train.stop import StopNow, StopRequest
 
 log = logging.getLogger(__name__)
@@ -122,6 +124,7 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
         from llmtrain.tasks.train import run_replica, run_train, start_rank
 
         if run_dir is not None:
+            hold(run_dir)
             setup_log(log_path(run_dir, rank), rank)
         store = open_store()
         if server is not None:
@@ -132,6 +135,8 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
             serve = run_server if server == 0 else partial(run_follower, server=server)
             return serve(run_dir, store, stop)
         info, run_dir = start_rank(run_dir, store)
+        if run_dir_argument == "-":
+            hold(run_dir)
         setup_log(log_path(run_dir, rank), rank)
         if info.replica is not None:
             return run_replica(run_dir, info, store, stop)
@@ -153,10 +158,22 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
         os._exit(EXIT_SIGINT)
     except Exception as error:
         log.exception("rank %d failed", rank)
+        if stop.asked and _is_echo(error):
+            # A peer that was asked too has left while this one waited for it.
+            stop.leave_if_late()
+            if not stop.deferred:
+                _record_stop(run_dir, rank, stop, t0)
+                os._exit(stop.exit_code)
         _record_failure(run_dir, rank, error, t0=t0)
         return EXIT_BUG
     finally:
         _leave_process_group()
+
+
+def _is_echo(error: Exception) -> bool:
+    """Whether `error` only says that another rank has failed, or is gone."""
+    told = type(error).__name__ in ECHOES or any(sign in str(error) for sign in LOST_PEER)
+    return told or not getattr(error, "speaks", True)
 
 
 def _leave_process_group() -> None:
@@ -199,13 +216,11 @@ def _record_failure(run_dir: Path | None, rank: int, error: Exception, *, t0: fl
         "exit_code": EXIT_USER if is_user_error else EXIT_BUG,
         "user_error": is_user_error,
         "node": socket.gethostname(),
-        "lost_peer": type(error).__name__ in ECHOES
-        or not getattr(error, "speaks", True)
-        or any(sign in text for sign in LOST_PEER),
+        "lost_peer": _is_echo(error),
         "traceback": "".join(traceback.format_exception(error)),
     }
     path = run_dir / paths.LOGS / f"failure_rank_{rank}.json"
-    path.write_text(json.dumps(record, indent=1))
+    path.write_text(masked(json.dumps(record, indent=1)))
     if speaks:
         before = load_result(run_dir) or RunResult(status="failed")
         before.status, before.error = "failed", f"{type(error).__name__}: {text}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import xxhash
 
-from llmtrain.durable import HASHES, hash_file
+from llmtrain.durable import HASHES, hash_file, inside
 from llmtrain.errors import CheckpointError
 
 NAME = "manifest.json"
@@ -116,9 +116,12 @@ def verify(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     for name, record in manifest.files.items():
-        path = folder / name
-        if Path(name).name != name:
-            raise CheckpointError(f"{folder}: the manifest names a file outside it: {name}.")
+        try:
+            path = inside(folder, name)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{folder}: the manifest names a file outside it: {error}."
+            ) from None
         if not path.is_file():
             raise CheckpointError(f"{folder}: {name} is missing.")
         _check_file(folder, name, record)

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from llmtrain.commands import explain
 from llmtrain.commands.groups import groups
 from llmtrain.commands.refuse import check_package, unknown_key
+from llmtrain.commands.secrets import refuse_secrets
 from llmtrain.config.paths import conf_dir
 from llmtrain.config.register import register
 from llmtrain.config.store import ROOTS
@@ -148,6 +149,7 @@ class Composer:
             with open_dict(config):
                 del config["hydra"]
             _refuse_unknown("", config)
+            refuse_secrets(OmegaConf.to_container(config, resolve=True))
             return Composed(OmegaConf.to_object(config), sweep)
 
     def survey(self, overrides: Sequence[str], *, multirun: bool = False) -> Survey:

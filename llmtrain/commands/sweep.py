@@ -20,6 +20,7 @@ from rich.text import Text
 
 from llmtrain.commands.compose import Composer, SweepBase, composer
 from llmtrain.commands.options import Options
+from llmtrain.commands.secrets import refuse_secrets
 from llmtrain.commands.show import plain_table, print_plan
 from llmtrain.commands.train import plan_run, start
 from llmtrain.config.paths import RESULT, default_sweep_dir, make_run_dir
@@ -105,6 +106,7 @@ def make_jobs(hydra: Composer, overrides: Sequence[str]) -> tuple[list[Job], Swe
     swept = {o.get_key_element() for o in everything if o.is_sweep_override()}
     jobs = []
     for number, words in enumerate(_product(everything)):
+        refuse_secrets(dict(word.partition("=")[::2] for word in words))  # sweep.json names them
         given = [word for word in words if word.partition("=")[0] in swept]
         jobs.append(Job(number, words, given or words))
     return jobs, base

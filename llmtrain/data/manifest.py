@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from llmtrain.durable import hash_file
+from llmtrain.durable import hash_file, inside
 from llmtrain.errors import DataError
 
 FORMAT = "llmtrain-tokens"
@@ -145,7 +145,10 @@ def load_manifest(folder: Path) -> Manifest:
     content = read_manifest(folder, (FORMAT,))
     try:
         manifest = Manifest.from_json(content)
-    except (KeyError, TypeError) as error:
+        for shards in manifest.splits.values():
+            for shard in shards:
+                inside(folder, f"{shard.name}.bin")
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error!r}). {mend(folder)}") from error
     _check_dtype(path, manifest)
     return manifest
@@ -191,7 +194,10 @@ def verify_files(folder: Path, files: dict[str, FileCheck], hashes: bool | None 
     if hashes is None:
         hashes = sum(check.bytes for check in files.values()) <= HASH_LIMIT_BYTES
     for name, check in files.items():
-        path = folder / name
+        try:
+            path = inside(folder, name)
+        except ValueError as error:
+            raise DataError(f"{folder}: its manifest cannot be used: {error}.") from None
         if not path.is_file():
             raise DataError(f"{path} is missing. {mend(folder)}")
         size = path.stat().st_size

@@ -19,6 +19,8 @@ REPLICA_ENV = "LLMTRAIN_REPLICA"
 RESTART_ENV = "LLMTRAIN_RESTART"
 BEGUN = "begun"
 """In that store once all replicas have joined."""
+STOPPING = "stopping"
+"""In that store once the server has been asked to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)

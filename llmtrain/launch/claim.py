@@ -1,13 +1,29 @@
-"""One start at a time in a run directory: two would write over each other's checkpoints."""
+"""One start at a time in a run directory: two would write over each other's checkpoints.
+
+Two locks, which the kernel lets go of when their holders end, however they end:
+
+    logs/launcher.pid    held by the launcher alone: another start is refused at once
+    logs/workers.lock    shared by all workers: a start waits for those whose launcher was killed
+
+The kernel kills workers with their launcher (`lifeline.py`), but one that hangs in a disk's driver
+dies only when that lets go of it.
+"""
 
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from llmtrain.config.paths import LOGS
 from llmtrain.errors import ConfigError
+
+WORKERS = "workers.lock"
+
+ORPHANS_S = 15.0
+"""How long a start waits for workers whose launcher is gone."""
+LOOK_S = 0.1
 
 
 @contextlib.contextmanager
@@ -15,7 +31,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
     """Hold `run_dir` for this process; the kernel lets go of it when the process ends.
 
     Raises:
-        ConfigError: when another start holds it.
+        ConfigError: when another start holds it, or workers of one still live.
     """
     path = run_dir / LOGS / "launcher.pid"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -23,18 +39,53 @@ def claimed(run_dir: Path) -> Iterator[None]:
     # Children that are started get it not: subprocess closes what it does not name.
     os.set_inheritable(descriptor, True)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locks(descriptor, fcntl.LOCK_EX):
             holder = path.read_text().strip() or "unknown"
             raise ConfigError(
                 f"run_dir={run_dir} is in use: process {holder} is training in it. Stop that one, "
                 "or name another folder with run_dir=DIR."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+            )
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
+        _wait_for_orphans(run_dir)
         yield
     finally:
         os.close(descriptor)
+
+
+def hold(run_dir: Path) -> None:
+    """Have `run_dir` count as in use for as long as this process lives: a worker's first deed."""
+    descriptor = os.open(run_dir / LOGS / WORKERS, os.O_RDWR | os.O_CREAT, 0o644)
+    _locks(descriptor, fcntl.LOCK_SH)  # never closed
+
+
+def _wait_for_orphans(run_dir: Path) -> None:
+    """Wait until no worker of an earlier start lives.
+
+    Raises:
+        ConfigError: when one does not end.
+    """
+    descriptor = os.open(run_dir / LOGS / WORKERS, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        until = time.monotonic() + ORPHANS_S
+        while not _locks(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"run_dir={run_dir} is in use: workers of an earlier start, whose launcher is "
+                    f"gone, still live (`fuser {run_dir / LOGS / WORKERS}` names them). End them, "
+                    "or name another folder with run_dir=DIR."
+                )
+            time.sleep(LOOK_S)
+    finally:
+        os.close(descriptor)
+
+
+def _locks(descriptor: int, kind: int) -> bool:
+    """Lock at once; return whether it could be had, which a file system without locks says too."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

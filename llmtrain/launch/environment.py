@@ -65,8 +65,13 @@ def worker_environment(
     env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if launcher.tune_allocator and sys.platform.startswith("linux"):
         env.update(_tunables(env))
-    if processes > 1 and "GLOO_SOCKET_IFNAME" not in env and not _hostname_resolves():
-        env["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform.startswith("linux") else "lo0"
+    loopback = "lo" if sys.platform.startswith("linux") else "lo0"
+    if env.get("WORLD_SIZE", str(processes)) == str(processes):
+        # All ranks are on this machine: they listen where no other machine can reach them.
+        env.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        env.setdefault("NCCL_SOCKET_IFNAME", loopback)
+    elif not _hostname_resolves():
+        env.setdefault("GLOO_SOCKET_IFNAME", loopback)
     env.update(_python_path(env))
     return env
 

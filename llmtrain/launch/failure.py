@@ -94,11 +94,21 @@ def drop_empty_outputs(run_dir: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def clear_stale(run_dir: Path) -> None:
-    """Remove what the failures of an earlier start in the same folder left."""
-    for pattern in ("failure_rank_*.json", "rank_*.out", "rank_*.err"):
-        for path in (run_dir / LOGS).glob(pattern):
-            path.unlink(missing_ok=True)
+def put_by(run_dir: Path) -> None:
+    """Move what an earlier attempt printed, and told of its failure, to logs/attempt_N/."""
+    drop_empty_outputs(run_dir)
+    patterns = ("failure_rank_*.json", "rank_*.out", "rank_*.err")
+    logs = run_dir / LOGS
+    left = [path for pattern in patterns for path in logs.glob(pattern)]
+    if not left:
+        return
+    number = 1
+    while (logs / f"attempt_{number}").exists():
+        number += 1
+    folder = logs / f"attempt_{number}"
+    folder.mkdir()
+    for path in left:
+        path.rename(folder / path.name)
 
 
 def read_failures(run_dir: Path, ended: Mapping[int, tuple[int, float]]) -> list[Failure]:

@@ -1,7 +1,7 @@
 """Start the workers of one run on this machine, and see them to their end.
 
-One process is started as it is; several under torchrun's elastic agent (`llmtrain/agent.py`), which
-gives them a rendezvous store and stops all when one dies.
+One process is started as it is; several, or one that may be started again, under torchrun's elastic
+agent (`llmtrain/agent.py`), which gives them a rendezvous store and stops all when one dies.
 """
 
 import json
@@ -19,8 +19,8 @@ from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.launch.environment import worker_environment
 from llmtrain.launch.failure import (
     before_training,
-    clear_stale,
     complete_result,
+    put_by,
     read_failures,
     report_failure,
     stop_status,
@@ -43,9 +43,10 @@ def launch(run_dir: Path, run: RunConfig, plan: Plan, *, output: Path | None = N
         output: Takes all that is printed, failures too; null: the terminal does.
     """
     launcher, processes = run.launcher, plan.nproc_per_node
-    clear_stale(run_dir)
+    put_by(run_dir)
     since, before = time.time(), Kills.now()
-    if processes + plan.servers == 1:
+    alone = processes + plan.servers == 1 and launcher.max_restarts == 0
+    if alone:
         command = [*PYTHON, "llmtrain.worker", str(run_dir)]
     else:
         command = [*PYTHON, "llmtrain.agent", str(run_dir), "--nproc-per-node", str(processes)]
@@ -62,7 +63,7 @@ def launch(run_dir: Path, run: RunConfig, plan: Plan, *, output: Path | None = N
     if ended.code == EXIT_OK:
         return EXIT_OK
     shown = output is None
-    if processes + plan.servers == 1:
+    if alone:
         failures = read_failures(run_dir, {0: (ended.code, time.time())})
         return report_failure(run_dir, failures, since=since, shown=shown, before=before)
     return _after_agent(run_dir, ended, since, shown=shown)

@@ -4,6 +4,9 @@
 
 The terminal reaches only the launcher, because the child has a session of its own; so every process
 gets each signal exactly once. A second Ctrl-C kills the child's whole group.
+
+What a scheduler sends ahead of time (SIGUSR1, as Slurm's --signal) and a lost terminal (SIGHUP) are
+passed on as SIGTERM.
 """
 
 import contextlib
@@ -37,6 +40,11 @@ def is_ready(pid: int) -> bool:
         return True
 
 
+def as_sent(signum: int) -> signal.Signals:
+    """Return what to pass on for a signal: a person's SIGINT, or SIGTERM for all others."""
+    return signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a child ended."""
@@ -66,9 +74,7 @@ class _Forwarder:
         self.forced = False
 
     def __call__(self, signum: int, frame: types.FrameType | None) -> None:
-        # A lost terminal stops a run as a scheduler would.
-        sent = signal.Signals(signum)
-        sent = signal.SIGTERM if sent == signal.SIGHUP else sent
+        sent = as_sent(signum)
         if self.stopped_by is None:
             self.stopped_by = sent
             if sent == signal.SIGINT and sys.stderr.isatty():
@@ -93,7 +99,7 @@ class _Forwarder:
 @contextlib.contextmanager
 def _handling(forwarder: _Forwarder) -> Iterator[None]:
     before = {}
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         # nohup stays in force; SIGINT is handled even where a shell's `&` had it ignored.
         if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
             before[signum] = signal.signal(signum, forwarder)

@@ -68,6 +68,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
         )
     finally:
         destroy_process_group()  # NCCL complains of a process that ends inside one
+    assert result is not None, "nobody was asked to stop"
     answer = {
         "split": config.split, "step": trained.manifest.step,
         "checkpoint": str(trained.folder), **dataclasses.asdict(result),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmtrain.config import paths
 from llmtrain.durable import replace_text
+from llmtrain.secret import masked
 
 
 @dataclass(kw_only=True)
@@ -25,9 +26,10 @@ class RunResult:
     """Seconds since this start of the run."""
     error: str | None = None
 
-    def save(self, run_dir: Path) -> None:
-        """Write result.json, whole or not at all."""
-        replace_text(run_dir / paths.RESULT, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+    def save(self, run_dir: Path, *, durably: bool = True) -> None:
+        """Write result.json, whole or not at all; `durably`: wait until the disk has it."""
+        text = masked(json.dumps(dataclasses.asdict(self), indent=2))
+        replace_text(run_dir / paths.RESULT, text + "\n", durably=durably)
 
 
 def load_result(run_dir: Path) -> RunResult | None:

@@ -22,7 +22,7 @@ from llmtrain.config.plan import Plan, load_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.console import make_console
-from llmtrain.distributed.env import BEGUN
+from llmtrain.distributed.env import BEGUN, STOPPING
 from llmtrain.errors import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM
 from llmtrain.models.build import build_model
 from llmtrain.optim.optimizer import build_elementwise
@@ -39,6 +39,7 @@ from llmtrain.sync.transport.line import beat_key, own_client
 from llmtrain.sync.transport.session import LostLineError, Session, knocks
 from llmtrain.sync.transport.shards import Shards, Together
 from llmtrain.tasks.ending import Ending, tell_end
+from llmtrain.tasks.grace import limit_stop
 from llmtrain.train.audience import build_journal
 from llmtrain.train.conductor import Conductor, Stage
 from llmtrain.train.state import TrainState
@@ -62,6 +63,7 @@ def run_server(run_dir: Path, store: dist.Store, stop: StopRequest) -> int:
     t0 = time.monotonic()
     console = make_console(stderr=True, on_closed=lambda: signal.raise_signal(signal.SIGTERM))
     run, plan = load_run_config(run_dir / paths.CONFIG), load_plan(run_dir)
+    limit_stop(stop, run_dir, run.checkpoint.grace_s, tells=True)
     shards = (
         Shards(own_client(store), plan.servers, partial(open_shard, run))
         if plan.servers > 1
@@ -107,6 +109,7 @@ def _serve(
             store.set(BEGUN, "")
             stop.defer()
         if stop.asked:
+            store.set(STOPPING, "")
             hub.act(partial(conductor.stop, stop.status))
         if time.monotonic() - ticked >= TICK_S:
             ticked = time.monotonic()

@@ -18,7 +18,7 @@ from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.console import make_console
 from llmtrain.data.prepare import Preparation, load_report
-from llmtrain.distributed.env import RankInfo, init_process_group, rank_info, share_text
+from llmtrain.distributed.env import STOPPING, RankInfo, init_process_group, rank_info, share_text
 from llmtrain.durable import replace_text
 from llmtrain.errors import EXIT_OK, UserError
 from llmtrain.sync.server.packing import owners
@@ -27,6 +27,7 @@ from llmtrain.sync.transport.lines import Lines
 from llmtrain.sync.transport.session import Caller
 from llmtrain.tasks.assist import prepare_with_help, run_with_help
 from llmtrain.tasks.ending import Ending, tell_end
+from llmtrain.tasks.grace import limit_stop
 from llmtrain.tasks.report import data_notes
 from llmtrain.train.build import build_parts, build_replica
 from llmtrain.train.hang import HangError
@@ -95,6 +96,7 @@ def run_train(
     # Whoever reads along is gone, as when the terminal is: save, and end as for SIGTERM.
     console = make_console(stderr=True, on_closed=lambda: signal.raise_signal(signal.SIGTERM))
     run = load_run_config(run_dir / paths.CONFIG)
+    limit_stop(stop, run_dir, run.checkpoint.grace_s, tells=info.is_main)
     plan = load_plan(run_dir)
     prepared = prepare_once(run, info, store, console)
     if run.sync.simulate.workers is not None:
@@ -136,6 +138,7 @@ def run_replica(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) 
     console = make_console(stderr=True)
     run = load_run_config(run_dir / paths.CONFIG)
     assert isinstance(run.sync, ServedConfig)
+    limit_stop(stop, run_dir, run.checkpoint.grace_s, tells=False)
     prepared = prepare_once(run, info, store, console)
     parts = build_replica(run, load_plan(run_dir), run_dir, prepared, info, console)
     if info.is_main:
@@ -143,7 +146,8 @@ def run_replica(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) 
     stop.defer()
     caller = Caller(info.replica, info.rank, info.restart)
     line = _line(store, caller, run.sync, parts.sync.sizes())
-    status = Replica(parts, line, stop).run(line)
+    replica = Replica(parts, line, stop, leaves=lambda: store.check([STOPPING]))
+    status = replica.run(line)
     log.info("%s", status)
     return EXIT_OK
 

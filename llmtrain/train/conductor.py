@@ -322,6 +322,10 @@ class Conductor:
 
     def _evaluated(self, report: dict[str, Any]) -> bool:
         """Take note of an evaluation; return whether these weights are to be kept for it."""
+        if report["val_loss"] is None:
+            if report["stop"] is not None:
+                self.status = report["stop"]
+            return True  # the next start evaluates these weights
         self.val_loss = report["val_loss"]
         is_best = self.state.record_evaluation(report["val_loss"])
         perplexity = math.exp(min(report["val_loss"], 700.0))

@@ -9,7 +9,8 @@ the server's to say (`conductor.py`). How a step is computed is the same.
 import dataclasses
 import logging
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -47,14 +48,22 @@ class ToServer(Protocol):
 class Replica:
     """One process of a replica: all of them say and hear the same."""
 
-    def __init__(self, parts: Parts[Served], line: Traffic, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        parts: Parts[Served],
+        line: Traffic,
+        stop: StopRequest,
+        leaves: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Set up; says nothing yet.
 
         Args:
             parts: What it uses, restored from the newest checkpoint.
             line: To the server, or what stands for it.
             stop: Says when this process is asked to stop, which stops the run.
+            leaves: Whether the server has been asked to stop, which leaves an evaluation.
         """
+        self._leaves = leaves
         self._p, self._line, self._stop = parts, line, stop
         self._steps = LocalSteps(parts)
         self._first_sample = (
@@ -154,7 +163,7 @@ class Replica:
     def _follow(self, order: Frame) -> Frame:
         """Do what is to be done at a rest; return the report."""
         said = order.fields
-        report = {"number": said["number"]}
+        report: dict[str, Any] = {"number": said["number"]}
         if said["what"] == EVALUATE:
             report |= self._evaluate(order)
         elif said["what"] == WRITE:
@@ -165,14 +174,18 @@ class Replica:
         dist.barrier()  # what place 0 reports is done by all
         return Frame("done", report)
 
-    def _evaluate(self, order: Frame) -> dict[str, float]:
+    def _evaluate(self, order: Frame) -> dict[str, float | str | None]:
+        """Evaluate; where that was left because the run is to stop, there is no loss to tell."""
         p = self._p
         p.sync.take(order.tensors)
         result = evaluate(
             p.model.module, p.step.evaluate, p.validation(), group=p.mesh.token_group,
             counts_batch=p.mesh.rank("pp") == 0 and p.mesh.rank("cp") == 0,
+            asked=lambda: self._stop.asked or self._leaves(),
         )  # fmt: skip
         p.model.after_forward_only()
+        if result is None:
+            return {"val_loss": None, "stop": self._stop.status if self._stop.asked else None}
         return {"val_loss": result.loss, "val_tokens": result.tokens}
 
     def _write(self, order: Frame) -> None:

@@ -20,6 +20,8 @@ class Saver:
     def __init__(self, parts: "Parts[SyncStrategy]") -> None:
         """Save what is in `parts`."""
         self._p = parts
+        self._saved: tuple[int, float | None] | None = None
+        """Step and validation loss of the last save that has not failed."""
 
     def save(self, val_loss: float | None, *, last: bool = False) -> None:
         """Save a checkpoint. Collective over the world.
@@ -33,6 +35,8 @@ class Saver:
         """
         p = self._p
         self._finish()
+        if last and self._saved == (p.state.step, val_loss):
+            return
         described = p.sync.describe()
         tensors = sync_tensors(p.sync.state_dict())
         tensors |= optimizer_tensors(p.model.module, p.optimizers, p.sync.replica)
@@ -40,6 +44,7 @@ class Saver:
         save = p.checkpoints.save_later if later else p.checkpoints.save
         with p.sync.eval_context(), self._may_fail(last):
             tensors |= model_tensors(p.model.module)
+            self._saved = p.state.step, val_loss
             save(tensors, p.manifest(p.state, val_loss, described))
             folder = p.checkpoints.collection.step_folder(p.state.step)
             log.info("checkpoint %s%s", folder, " is being written" if later else "")
@@ -64,6 +69,7 @@ class Saver:
         try:
             yield
         except OSError as error:
+            self._saved = None
             why = error.strerror or str(error)
             if last or self._p.run.checkpoint.on_error == "stop":
                 raise OSError(

@@ -15,6 +15,7 @@ from llmtrain.checkpoint.manifest import Manifest
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.data.loader import Batch, Loader
+from llmtrain.distributed.collectives import any_rank
 from llmtrain.distributed.env import RankInfo
 from llmtrain.distributed.mesh import Mesh
 from llmtrain.optim.clip import clip_grads
@@ -127,10 +128,12 @@ class Trainer:
         self._told_tokens = state.tokens
         p.loader.start(state.samples)
         try:
-            if self._evaluation_is_due() and self._evaluate_and_tell():
-                self._save()
-            interval = Interval(time.perf_counter())
             stopped = False
+            if self._evaluation_is_due():
+                if self._evaluate_and_tell():
+                    self._save()
+                stopped = self._somebody_is_asked()
+            interval = Interval(time.perf_counter())
             while state.step < steps and not stopped and not self._out_of_patience():
                 p.where.enter(STEP, state.step + 1)
                 with p.traced(state.step + 1):
@@ -153,20 +156,20 @@ class Trainer:
                 saves = self._save_is_due(state.step)
                 if self._evaluation_is_due() and not stopped:
                     saves |= self._evaluate_and_tell()
-                if saves or stopped:
-                    self._save(last=stopped)
-                if votes_late and self._stops(result):
-                    stopped = True
-                    self._save(last=True)
+                    stopped = self._somebody_is_asked()
+                if saves and not stopped:
+                    self._save()
+                    stopped = self._somebody_is_asked()
+                if votes_late and not stopped:
+                    stopped = self._stops(result)
                 self._saver.look()
-                if stopped:
-                    status = self._stop.status
                 # Evaluating and saving is not training: it does not count as step time.
                 interval.started += time.perf_counter() - saved_s
-            if not stopped:
-                if state.step < steps:
-                    p.progress.say(f"stopped early: no better in {state.evals_without_best} evals")
-                self._save(last=True)
+            if stopped:
+                status = self._stop.status
+            elif state.step < steps:
+                p.progress.say(f"stopped early: no better in {state.evals_without_best} evals")
+            self._save(last=True)
         finally:
             p.where.enter("end", state.step)
             p.loader.close()
@@ -223,12 +226,22 @@ class Trainer:
 
     def _stops(self, result: StepResult) -> bool:
         """Return whether to stop now: at once in a step of all, else where replicas agree to."""
-        if not result.stop or self._p.sync.together(self._state.step - 1):
-            return result.stop
+        if not result.stop:
+            return False
+        self._stop.hear()
+        if self._p.sync.together(self._state.step - 1):
+            return True
         step = self._state.step
         ahead = (s for s in range(step + 1, self._p.plan.total_steps + 1) if self._is_exchange(s))
         exchange = next(ahead, None)
         return exchange is not None and self._vote.stops(step, exchange)
+
+    def _somebody_is_asked(self) -> bool:
+        """Return whether any rank has been asked to stop. Collective over the world."""
+        asked = any_rank(self._stop.asked)
+        if asked:
+            self._stop.hear()
+        return asked
 
     def _is_exchange(self, step: int) -> bool:
         return self._all_meet(step) or self._p.sync.exchanges(step)
@@ -314,9 +327,15 @@ class Trainer:
         return self._is_evaluated(step) and step > self._state.evaluated_step
 
     def _evaluate_and_tell(self) -> bool:
-        """Evaluate; return whether it is a best to be saved. Collective over the world."""
+        """Evaluate; return whether it is a best to be saved. Collective over the world.
+
+        A stop that any rank is asked for leaves the evaluation: the next start does it.
+        """
         p, state = self._p, self._state
         result = self._evaluate()
+        if result is None:
+            self._stop.hear()
+            return False
         self._val_loss = result.loss
         is_best = state.record_evaluation(result.loss)
         self._write(
@@ -331,7 +350,7 @@ class Trainer:
         )
         return is_best and p.run.checkpoint.save_best
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self) -> Evaluation | None:
         p = self._p
         p.where.enter("evaluate", self._state.step)
         with p.sync.eval_context():
@@ -341,6 +360,7 @@ class Trainer:
                 self._each(p.validation()),
                 group=p.mesh.token_group,
                 counts_batch=p.mesh.rank("pp") == 0 and p.mesh.rank("cp") == 0,
+                asked=lambda: self._stop.asked,
             )
         p.model.after_forward_only()
         return result

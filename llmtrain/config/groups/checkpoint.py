@@ -27,6 +27,10 @@ class CheckpointConfig:
     on_error: str = "stop"
     """Where a checkpoint cannot be written (the disk is full): stop | go_on with a warning. What
     was saved before stays; the save at the end of a run stops it in any case."""
+    grace_s: float = 600.0
+    """Seconds from a signal to the last moment for the checkpoint that it asks for; what is not
+    saved by then is left, and the next start goes on from the one before. Below what the scheduler
+    waits (Slurm's KillWait is 30 s)."""
 
     def __post_init__(self) -> None:
         for key in ("every_steps", "keep_every_steps"):
@@ -38,3 +42,4 @@ class CheckpointConfig:
         require(self.keep_best >= 0, f"checkpoint.keep_best={self.keep_best} must be at least 0.")
         require_choice("checkpoint.hash", self.hash, ("xxh3", "sha256"))
         require_choice("checkpoint.on_error", self.on_error, ("stop", "go_on"))
+        require(self.grace_s > 0, f"checkpoint.grace_s={self.grace_s} must be positive.")

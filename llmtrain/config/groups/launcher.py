@@ -16,6 +16,9 @@ class LauncherConfig:
     GPU, or two where there is none)."""
     threads_per_process: int | None = None
     """CPU threads of each process; null: the machine's cores divided among them."""
+    max_restarts: int = 0
+    """How often a start begins again from the newest checkpoint when a process has died; a user's
+    mistake is never tried again, nor what dies at the same step three times."""
     tune_allocator: bool = True
     """Keep glibc from returning memory after every step (page faults cost up to half of a CPU
     step), and huge pages where the kernel has them. Ignored off Linux."""
@@ -24,6 +27,10 @@ class LauncherConfig:
         for key in ("nproc_per_node", "threads_per_process"):
             value = getattr(self, key)
             require(value is None or value > 0, f"launcher.{key}={value} must be positive.")
+        require(
+            self.max_restarts >= 0,
+            f"launcher.max_restarts={self.max_restarts} must not be negative.",
+        )
 
 
 @dataclass(kw_only=True)

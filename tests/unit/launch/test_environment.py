@@ -77,7 +77,14 @@ def test_the_allocator_can_be_left_alone() -> None:
     assert "GLIBC_TUNABLES" not in worker_environment(launcher, 1, {})
 
 
-def test_gloo_gets_an_address_without_a_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "GLOO_SOCKET_IFNAME" not in worker_environment(LocalLauncherConfig(), 2, {})
+def test_ranks_of_one_machine_listen_on_its_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    for base in ({}, {"WORLD_SIZE": "2"}):
+        env = worker_environment(LocalLauncherConfig(), 2, base)
+        assert all(env[name].startswith("lo") for name in names)
+    several_nodes = {"WORLD_SIZE": "4"}
+    env = worker_environment(LocalLauncherConfig(), 2, several_nodes)
+    assert not set(names) & set(env)
     monkeypatch.setattr(environment, "_hostname_resolves", lambda: False)
-    assert worker_environment(LocalLauncherConfig(), 2, {})["GLOO_SOCKET_IFNAME"].startswith("lo")
+    env = worker_environment(LocalLauncherConfig(), 2, several_nodes)
+    assert env["GLOO_SOCKET_IFNAME"].startswith("lo") and "NCCL_SOCKET_IFNAME" not in env

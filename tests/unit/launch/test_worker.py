@@ -16,6 +16,7 @@ def keep_signals(monkeypatch: pytest.MonkeyPatch) -> None:
         raise SystemExit(code)
 
     monkeypatch.setattr(worker, "die_with_parent", lambda: None)
+    monkeypatch.setattr(worker, "hold", lambda run_dir: None)
     monkeypatch.setattr(StopRequest, "install", lambda self: None)
     monkeypatch.setattr(os, "_exit", leave)
     monkeypatch.setattr(sys, "argv", ["llmtrain.worker", "run"])

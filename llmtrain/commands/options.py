@@ -173,7 +173,7 @@ def parse(argv: Sequence[str]) -> Options:
             options.flags.add(flag)
         elif options.command is None:
             options.command = _command(word)
-        elif (actions := COMMANDS[options.command].actions) and "=" not in word:
+        elif (actions := _actions(options.command)) and "=" not in word:
             if word not in actions:
                 raise UsageError(
                     f"llmtrain {options.command} has no '{word}'.{did_you_mean(word, actions)} "
@@ -188,6 +188,11 @@ def parse(argv: Sequence[str]) -> Options:
     if options.command is not None:
         _check(options, COMMANDS[options.command])
     return options
+
+
+def _actions(command: str) -> tuple[str, ...]:
+    """Return what one word behind `command` may be; `help` is none of the commands."""
+    return COMMANDS[command].actions if command in COMMANDS else ()
 
 
 def _command(word: str) -> str:

@@ -123,6 +123,8 @@ def test_every_root_composes(command: str) -> None:
     run = ["run=somewhere"] if issubclass(ROOTS[command], FromRunConfig) else []
     if command in ("samples", "replay"):
         run = ["run=somewhere", "step=1..2"]
+    if command == "checkpoint_command":
+        run = ["action=list", "run=somewhere"]
     with composer(command) as hydra:
         config = hydra.compose(run).config
     assert isinstance(config, ROOTS[command])

@@ -37,7 +37,7 @@ FORBIDDEN_ARGUMENTS = {
     ("shell", True), ("allow_pickle", True), ("trust_remote_code", True), ("weights_only", False),
 }  # fmt: skip
 UNPICKLES_PEERS = {"all_gather_object", "broadcast_object_list", "gather_object"}
-PEERS_ARE_TRUSTED = {"llmtrain/checkpoint/manager.py"}
+PEERS_ARE_TRUSTED = {"llmtrain/checkpoint/manager.py", "llmtrain/train/diagnosis.py"}
 """Ranks of one run unpickle what its other ranks send; torch.distributed.checkpoint does so too."""
 
 

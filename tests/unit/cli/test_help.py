@@ -10,7 +10,7 @@ from llmtrain.cli import run
 from llmtrain.commands.complete import FILES, complete
 from llmtrain.commands.compose import Composer
 from llmtrain.commands.groups import groups
-from llmtrain.commands.options import COMMANDS
+from llmtrain.commands.options import COMMANDS, Options
 from llmtrain.commands.settings import keys
 from llmtrain.errors import ConfigError
 
@@ -32,7 +32,7 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
     for example in COMMANDS[command].examples:
         assert f"llmtrain {example}" in out
     if COMMANDS[command].overrides:
-        for key in keys(command):
+        for key in keys(Options(command).root or command):
             if not key.name.endswith(".name"):
                 assert re.search(rf"^\s+{re.escape(key.name)}=", out, re.MULTILINE), key
                 assert key.doc, f"{key.name} has no docstring"

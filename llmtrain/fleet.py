@@ -83,7 +83,13 @@ class Fleet:
     """All processes of one run."""
 
     def __init__(
-        self, run_dir: Path, replicas: int, processes: int, run: RunConfig, attempts: Attempts
+        self,
+        run_dir: Path,
+        replicas: int,
+        processes: int,
+        run: RunConfig,
+        attempts: Attempts,
+        got: signal.Signals | None,
     ) -> None:
         """Start them all.
 
@@ -93,6 +99,7 @@ class Fleet:
             processes: Processes of all replicas.
             run: How many servers, how often a replica is started again, how few may be left.
             attempts: Whether to start all of them again when a server has died.
+            got: The signal that came while the fleet before this one ended, if any.
         """
         sync = run.sync
         assert isinstance(sync, ServedConfig)
@@ -102,7 +109,7 @@ class Fleet:
         """Whether all are to be started again."""
         self._run_dir, self._size, self._sync = run_dir, processes // replicas, sync
         self._store = serve_store()
-        self._got: signal.Signals | None = None
+        self.got = got
         self._since, self._before = time.time(), Kills.now()
         self.servers = [
             self._start(["--server", str(i)], processes + i, shown=i == 0)
@@ -114,7 +121,7 @@ class Fleet:
 
     def on_signal(self, signum: int, frame: types.FrameType | None) -> None:
         """Remember the first signal; later ones change nothing."""
-        self._got = self._got or as_sent(signum)
+        self.got = self.got or as_sent(signum)
 
     def watch(self) -> int:
         """See the run to its end; return the exit code."""
@@ -122,9 +129,9 @@ class Fleet:
         lead = self.servers[0]
         while lead.poll() is None:
             time.sleep(LOOK_S)
-            if self._got is not None and told_s is None:
+            if self.got is not None and told_s is None:
                 told_s = time.monotonic()
-                self._tell_lead(self._got)
+                self._tell_lead(self.got)
             if told_s is not None and time.monotonic() - told_s > self._patience_s:
                 lead.kill()
             # One that is no longer needed ends well before its lead does.
@@ -222,7 +229,7 @@ class Fleet:
 
     def _fail(self, failures: list[Failure]) -> int:
         """Return the exit code of a run that replicas have ended; see whether to try again."""
-        self.again = self._attempts.again(failures)
+        self.again = self.got is None and self._attempts.again(failures)
         if self.again:
             return EXIT_BUG
         return report_failure(self._run_dir, failures, since=self._since, before=self._before)
@@ -234,7 +241,7 @@ class Fleet:
             time.sleep(LOOK_S)
         if code == EXIT_OK:
             return EXIT_OK
-        if code in (EXIT_SIGINT, EXIT_SIGTERM) or (self._got is not None and code == -self._got):
+        if code in (EXIT_SIGINT, EXIT_SIGTERM) or (self.got is not None and code == -self.got):
             stopped = code if code > 0 else 128 - code
             if complete_result(self._run_dir, stop_status(stopped), None, since=self._since):
                 show_note(before_training(stop_status(stopped)))
@@ -244,7 +251,7 @@ class Fleet:
         number = self._size * len(self.teams) + server
         name = "the server" if len(self.servers) == 1 else f"server {server}"
         failure = read_failures(self._run_dir, {number: (code, time.time())})[0]
-        self.again = self._got is None and self._attempts.again([failure])
+        self.again = self.got is None and self._attempts.again([failure])
         if self.again:
             return EXIT_BUG
         complete_result(self._run_dir, "failed", f"{name}: {describe(failure)}", since=self._since)
@@ -291,8 +298,9 @@ def run_fleet(
     logging.root.handlers = [logging.FileHandler(run_dir / LOGS / "agent.log", delay=True)]
     run = load_run_config(run_dir / CONFIG)
     attempts = Attempts(run_dir, run.launcher.max_restarts)
+    got: signal.Signals | None = None
     while True:
-        fleet = Fleet(run_dir, replicas, processes, run, attempts)
+        fleet = Fleet(run_dir, replicas, processes, run, attempts, got)
         handle(fleet.on_signal)
         try:
             code = fleet.watch()
@@ -302,3 +310,4 @@ def run_fleet(
         if not fleet.again:
             return code
         attempts.put_by()
+        got = fleet.got  # it goes on hearing until the next one is there to hear

@@ -161,9 +161,8 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
         if stop.asked and _is_echo(error):
             # A peer that was asked too has left while this one waited for it.
             stop.leave_if_late()
-            if not stop.deferred:
-                _record_stop(run_dir, rank, stop, t0)
-                os._exit(stop.exit_code)
+            _record_stop(run_dir, rank, stop, t0)
+            os._exit(stop.exit_code)
         _record_failure(run_dir, rank, error, t0=t0)
         return EXIT_BUG
     finally:

@@ -105,13 +105,29 @@ class CheckpointCollection:
             Its folder.
         """
         final = self.step_folder(step)
-        self.remove(final)  # a damaged one, or what replicas of an earlier start have left
+        replaced = _move_away(final)  # a damaged one, or what an earlier start has left
         staging.rename(final)
         sync_folder(self.folder)
+        if replaced is not None:
+            shutil.rmtree(replaced, ignore_errors=True)
         for folder in retention.expired(self.finished()):
-            self.remove(folder)
+            if folder != final:  # others may call themselves newer, and be damaged
+                self.remove(folder)
         self.link()
         return final
+
+    def set_aside(self, newest: Path) -> None:
+        """Rename what is newer than `newest`, and so is damaged, to `step_N.damaged`.
+
+        It would count among those that are kept, in place of whole ones.
+        """
+        for folder in step_folders(self.folder):
+            if folder.name > newest.name:
+                aside = folder.with_name(folder.name + ".damaged")
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(aside, ignore_errors=True)
+                    folder.rename(aside)
+                    self.warn(f"{folder} is {aside.name} now; delete it when you like.")
 
     def link(self) -> None:
         """Let `latest` and `best` point to what they name now."""
@@ -132,12 +148,21 @@ class CheckpointCollection:
 
     def remove(self, folder: Path) -> None:
         """Delete a checkpoint, if it is there; killed on the way, it is no checkpoint any more."""
-        leaving = folder.with_name(folder.name + ".gone.tmp")
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(leaving)
-        shutil.rmtree(leaving, ignore_errors=True)
+        leaving = _move_away(folder)
+        if leaving is not None:
+            shutil.rmtree(leaving, ignore_errors=True)
 
     def remove_leftovers(self) -> None:
         """Delete what saves that never finished, and deletions, have left."""
         for leftover in self.folder.glob("step_*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _move_away(folder: Path) -> Path | None:
+    """Rename `folder` to what `remove_leftovers` deletes; return where it is, None: not there."""
+    leaving = folder.with_name(folder.name + ".gone.tmp")
+    shutil.rmtree(leaving, ignore_errors=True)
+    try:
+        return folder.rename(leaving)
+    except FileNotFoundError:
+        return None

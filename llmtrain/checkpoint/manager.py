@@ -7,6 +7,7 @@ A crash before the rename leaves a .tmp folder, which the next save removes. `sa
 same in a thread, over a process group of its own, from a copy of the tensors.
 """
 
+import datetime
 import errno
 import shutil
 import warnings
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,10 @@ from llmtrain.durable import replace_text
 from llmtrain.errors import CheckpointError
 
 T = TypeVar("T")
+
+LONGEST = datetime.timedelta(days=1)
+"""How long a save in a thread may take: a rank that is gone is noticed at once, one that hangs by
+the watch over training."""
 
 
 class CheckpointManager:
@@ -49,8 +54,6 @@ class CheckpointManager:
         self.collection = collection
         self._retention = retention
         self._hash = hash_kind
-        self._group: ProcessGroup | None = None
-        """Of the collectives of `save`; None: the world's."""
         self._later: _Later | None = None
 
     def save(self, tensors: dict[str, torch.Tensor], manifest: Manifest) -> Path:
@@ -100,8 +103,7 @@ class CheckpointManager:
         final = self.collection.step_folder(manifest.step)
         staging = final.with_name(final.name + ".tmp")
         rank = dist.get_rank()
-        if _from_main(rank == 0 and _renewed(final, manifest), group):
-            _on_main(self.collection.link, group)
+        if _on_main(lambda: self._renew(final, manifest), group):
             return final
         _on_main(lambda: self._stage(staging), group)
         try:
@@ -114,6 +116,21 @@ class CheckpointManager:
                 shutil.rmtree(staging, ignore_errors=True)  # the room may be needed
             raise
         return final
+
+    def _renew(self, folder: Path, manifest: Manifest) -> bool:
+        """Give the checkpoint `folder`, if it is whole, what has come since; return whether it is.
+
+        Its tensors stay, and so does what says of which mode they are.
+        """
+        try:
+            before = verify(folder)
+        except CheckpointError:
+            return False
+        val_loss = before.val_loss if manifest.val_loss is None else manifest.val_loss
+        now = replace(before, train_state=manifest.train_state, val_loss=val_loss)
+        replace_text(folder / NAME, now.to_json())
+        self.collection.link()
+        return True
 
     def _stage(self, staging: Path) -> None:
         self.collection.remove_leftovers()
@@ -145,11 +162,12 @@ class CheckpointManager:
         except dcp.CheckpointException as error:
             # A BaseException, which would pass by every handler of errors.
             rank, (cause, _) = next(iter(error.failures.items()))
-            number = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO
-            why = cause.strerror if isinstance(cause, OSError) else None
-            raise OSError(
-                number, f"rank {rank} could not write {folder}: {why or cause}"
-            ) from error
+            text = (
+                f"rank {rank} could not write {folder}: {getattr(cause, 'strerror', None) or cause}"
+            )
+            if not isinstance(cause, OSError):
+                raise RuntimeError(text) from error
+            raise OSError(cause.errno or errno.EIO, text) from error
         return writer.records
 
     def write_part(self, step: int, part: int, tensors: dict[str, torch.Tensor]) -> None:
@@ -215,6 +233,8 @@ class CheckpointManager:
         if dist.get_rank() == 0:
             try:
                 newest = self.collection.newest_valid()
+                if newest is not None:
+                    self.collection.set_aside(newest[0])
                 answer = {"folder": str(newest[0]) if newest else None}
             except CheckpointError as error:
                 answer = {"error": str(error)}
@@ -236,7 +256,7 @@ class _Later:
                 use_non_blocking_copy=on_gpu,
             )
         )  # fmt: skip
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=LONGEST)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[Path] | None = None
 
@@ -277,16 +297,6 @@ def load_tensors(folder: Path, tensors: dict[str, torch.Tensor], *, alone: bool 
         raise CheckpointError(f"{folder} does not fit this run (rank {rank}: {cause}).") from error
 
 
-def _renewed(folder: Path, manifest: Manifest) -> bool:
-    """Give the checkpoint `folder` the new `manifest` if it is whole; return whether it is."""
-    try:
-        files = verify(folder).files
-    except CheckpointError:
-        return False
-    replace_text(folder / NAME, replace(manifest, files=files).to_json())
-    return True
-
-
 def _from_main(value: T, group: ProcessGroup | None) -> T:
     """Return rank 0's `value` on every rank. Collective over `group`, which is all of the world."""
     box = [value]
@@ -294,19 +304,21 @@ def _from_main(value: T, group: ProcessGroup | None) -> T:
     return box[0]
 
 
-def _on_main(work: Callable[[], object], group: ProcessGroup | None) -> None:
-    """Have rank 0 do `work` while the others wait. Collective over `group`.
+def _on_main(work: Callable[[], T], group: ProcessGroup | None) -> T:
+    """Return on every rank what rank 0's `work` gives. Collective over `group`.
 
     Raises:
         OSError: on every rank, when it could not.
     """
+    done: T | None = None
     failed: tuple[int, str] | None = None
     if dist.get_rank() == 0:
         try:
-            work()
+            done = work()
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             failed = (error.errno or errno.EIO, f"{error.strerror or error}{where}")
-    failed = _from_main(failed, group)
+    done, failed = _from_main((done, failed), group)
     if failed is not None:
         raise OSError(*failed)
+    return cast("T", done)

@@ -114,6 +114,13 @@ def verify(folder: Path) -> Manifest:
     Raises:
         CheckpointError: names the first file that is missing, extra, short or changed.
     """
+    try:
+        return _verified(folder)
+    except OSError as error:  # what cannot be read is as good as damaged
+        raise CheckpointError(f"{folder} cannot be read: {error}.") from error
+
+
+def _verified(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     for name, record in manifest.files.items():
         try:

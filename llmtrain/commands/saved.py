@@ -32,5 +32,6 @@ def run_saved(options: Options) -> int:
     from llmtrain.tasks.saved import run_on_saved
 
     # Nothing is taken from under a run that is training.
-    with claimed(Path(str(config.run))) if config.action == "delete" else nullcontext():
+    run_dir = Path(str(config.run)).expanduser()
+    with claimed(run_dir) if config.action == "delete" else nullcontext():
         return run_on_saved(config)

@@ -106,6 +106,11 @@ def _check_served(run: RunConfig, sync: ServedConfig, replicas: int, pp: int) ->
         f"checkpoint.async_save=true: under sync={sync.name} replicas rest while a checkpoint is "
         "written; leave it out.",
     )
+    require(
+        run.checkpoint.on_error == "stop",
+        f"checkpoint.on_error={run.checkpoint.on_error}: under sync={sync.name} a replica that "
+        "cannot write its part ends; leave it out.",
+    )
     for key in ("trace", "record"):
         require(
             not getattr(run.metrics, key),

@@ -34,6 +34,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
         ConfigError: when another start holds it, or workers of one still live.
     """
     path = run_dir / LOGS / "launcher.pid"
+    path.parent.mkdir(exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     # Under torchrun this process becomes the worker by exec, and the claim must live on in it.
     # Children that are started get it not: subprocess closes what it does not name.

@@ -49,7 +49,8 @@ def _chosen(collection: CheckpointCollection, step: str | None) -> list[Path]:
     if step is None:
         return folders
     if step in NAMED:
-        return [collection.find(step)[0]]
+        best = best_of(collection.finished())
+        return [best[0] if step == "best" and best else folders[-1]]
     wanted = {collection.step_folder(int(word)) for word in step.split(",")}
     if missing := sorted(wanted - set(folders)):
         steps = ", ".join(str(int(folder.name.split("_")[1])) for folder in folders)

@@ -5,6 +5,7 @@ and on with which samples.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ class AuditLog:
         """Append `event`; a number that is not finite is null, and its "what" says which it was."""
         with self.path.open("a") as stream:
             stream.write(json.dumps(finite(event), allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def resume(self, count: int) -> None:
         """Drop the events that a resumed run will meet again.

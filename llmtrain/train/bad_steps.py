@@ -123,6 +123,7 @@ class BadSteps:
         if event is None:
             return None
         p = self._p
+        p.where.enter("rollback", p.state.step)
         folder = p.checkpoints.agree_on_newest()
         if folder is None:
             text = "there is no checkpoint to go back to yet"
@@ -169,6 +170,7 @@ class BadSteps:
     def _act(self, bad: Bad, batches: Sequence[Batch]) -> None:
         """Do what is to be done about a bad step. Collective over the world."""
         p, state, policy = self._p, self._p.state.bad, self._train.on_bad_step
+        p.where.enter("diagnose", p.state.step)
         everyone = p.mesh.everyone
         event = self._event(bad, self._diagnosis(bad, batches, everyone))
         limit = self._limit()

@@ -319,6 +319,7 @@ def restore_from(folder: Path, parts: Parts[S], console: Console) -> None:
         )
     load_training(folder, manifest, parts.model.module, parts.optimizers, parts.sync)
     parts.state = TrainState.from_dict(manifest.train_state)
+    parts.val_loss = manifest.val_loss
     if parts.info.is_main:
         console.print(f"resumed from {folder}", highlight=False, markup=False, soft_wrap=True)
         if note := mode_change(manifest.sync, own.sync):

@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmtrain.config import paths
 from llmtrain.config.extras import check_extras
 from llmtrain.config.groups.metrics import MetricsConfig
+from llmtrain.durable import replace_text
 
 
 class MetricsWriter(Protocol):
@@ -19,6 +21,9 @@ class MetricsWriter(Protocol):
     def rewind(self, *, after_step: int, evaluated_step: int) -> None:
         """Take back what was written of training past `after_step`, and of evaluations past
         `evaluated_step`: the run has gone back there."""
+
+    def sync(self) -> None:
+        """Force to the disk what must not be missing beside a checkpoint."""
 
     def close(self) -> None:
         """Write out what is held back."""
@@ -50,6 +55,10 @@ class JsonlWriter:
         _drop_later(self._path, after_step, evaluated_step)
         self._stream = self._path.open("a")
 
+    def sync(self) -> None:
+        """Force all lines to the disk."""
+        os.fsync(self._stream.fileno())
+
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
@@ -71,9 +80,7 @@ def _drop_later(path: Path, after_step: int, evaluated_step: int) -> None:
     kept = [
         line for line in path.read_text().splitlines() if _step(line) <= last['"val_loss"' in line]
     ]
-    staging = path.with_suffix(".tmp")
-    staging.write_text("".join(line + "\n" for line in kept))
-    staging.replace(path)
+    replace_text(path, "".join(line + "\n" for line in kept))
 
 
 def _step(line: str) -> float:
@@ -107,6 +114,9 @@ class TensorBoardWriter:
         self._writer.close()
         self._writer = SummaryWriter(self._folder, purge_step=after_step + 1)
 
+    def sync(self) -> None:
+        """Nothing: metrics.jsonl has it all."""
+
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
@@ -130,6 +140,9 @@ class WandbWriter:
 
     def rewind(self, *, after_step: int, evaluated_step: int) -> None:
         """Nothing: W&B takes no step back, and leaves out lines until the run is past its last."""
+
+    def sync(self) -> None:
+        """Nothing: metrics.jsonl has it all."""
 
     def close(self) -> None:
         """Finish the run."""

@@ -34,7 +34,7 @@ class Saver:
             OSError: on every rank: it could not be saved, and that ends the run.
         """
         p = self._p
-        self._finish()
+        self.wait()
         if last and self._saved == (p.state.step, val_loss):
             return
         described = p.sync.describe()
@@ -42,6 +42,8 @@ class Saver:
         tensors |= optimizer_tensors(p.model.module, p.optimizers, p.sync.replica)
         later = p.run.checkpoint.async_save and not last
         save = p.checkpoints.save_later if later else p.checkpoints.save
+        for writer in p.writers:
+            writer.sync()  # what a checkpoint is behind must not be lost without it
         with p.sync.eval_context(), self._may_fail(last):
             tensors |= model_tensors(p.model.module)
             self._saved = p.state.step, val_loss
@@ -56,10 +58,14 @@ class Saver:
             OSError: that ends the run.
         """
         if self._p.checkpoints.failed():
-            self._finish()
+            self.wait()
 
-    def _finish(self) -> None:
-        """Wait for the save that is in flight, if any."""
+    def wait(self) -> None:
+        """Wait for the save that is in flight, if any.
+
+        Raises:
+            OSError: on every rank: it could not be saved, and that ends the run.
+        """
         with self._may_fail(last=False):
             self._p.checkpoints.wait()
 
@@ -69,11 +75,12 @@ class Saver:
         try:
             yield
         except OSError as error:
+            step = self._saved[0] if self._saved else self._p.state.step
             self._saved = None
             why = error.strerror or str(error)
             if last or self._p.run.checkpoint.on_error == "stop":
                 raise OSError(
-                    error.errno, f"no checkpoint of step {self._p.state.step} was saved: {why}. "
+                    error.errno, f"no checkpoint of step {step} was saved: {why}. "
                     "Free some space there: the same run_dir goes on from its newest checkpoint.",
                 ) from error  # fmt: skip
             if self._p.info.is_main:

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """What asks a worker to stop. SIGUSR1 is what schedulers send ahead of time (Slurm's --signal)."""
 
 LAST_WORDS_S = 5.0
@@ -59,7 +59,9 @@ class StopRequest:
     def install(self) -> None:
         """Take over the signals. To be called in the main thread."""
         for signum in SIGNALS:
-            signal.signal(signum, self._handle)
+            # nohup stays in force.
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, self._handle)
         reads, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)

@@ -68,6 +68,8 @@ class Parts(Generic[S]):
     """Told where the loop is, for a watchdog."""
     traced: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
     """What a step is done in: given its number, a `Tracer`'s context where steps are traced."""
+    val_loss: float | None = None
+    """Of the weights that training goes on from, where they were evaluated."""
     peak: Peak = field(default_factory=Peak)
     """Of one device."""
 
@@ -119,7 +121,7 @@ class Trainer:
         self._told_tokens = 0
         """`state.tokens` at the last logged line, or at the start."""
         self._train_loss: float | None = None
-        self._val_loss: float | None = None
+        self._val_loss = parts.val_loss
 
     def run(self) -> TrainResult:
         """Train. Collective over the world."""
@@ -170,6 +172,9 @@ class Trainer:
             elif state.step < steps:
                 p.progress.say(f"stopped early: no better in {state.evals_without_best} evals")
             self._save(last=True)
+        except FloatingPointError:
+            self._saver.wait()  # raised by all who compute together: what is in flight is saved
+            raise
         finally:
             p.where.enter("end", state.step)
             p.loader.close()

@@ -47,7 +47,7 @@ def start_on_slow_disk(stage: Stage, seconds: float, *words: str) -> subprocess.
     site.mkdir()
     (site / "sitecustomize.py").write_text(SLOW_DISK.format(seconds=seconds))
     env = {**os.environ, "LLMTRAIN_CACHE": str(stage.folder / "cache")}
-    env["PYTHONPATH"] = os.pathsep.join([str(site), env.get("PYTHONPATH", "")])
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), env.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, "-m", "llmtrain", "train", *TINY, f"run_dir={stage.run_dir}", *words],
         cwd=stage.folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -73,7 +73,7 @@ class Stage:
             (site / "stand_in").mkdir(parents=True)
             (site / "sitecustomize.py").write_text(SITE)
             (site / "stand_in" / "worker.py").write_text(WORKER + body)
-            env["PYTHONPATH"] = os.pathsep.join([str(site), env.get("PYTHONPATH", "")])
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), env.get("PYTHONPATH")]))
         return subprocess.Popen(
             [LLMTRAIN, "train", *TINY, f"run_dir={self.run_dir}", *words],
             cwd=self.folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

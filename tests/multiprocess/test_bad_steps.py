@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmtrain.checkpoint.manifest import NAME
+from llmtrain.checkpoint.manifest import NAME, read_manifest
 from llmtrain.config import paths
 from tests.support.distributed import RankPool
 from tests.support.faults import ROWS, BadGradient, Both, Crash, CrashError, NoUpdate, Spike
@@ -171,10 +171,10 @@ def window_skipped(run_dir: Path, *words: str, pool: RankPool) -> Any:
     """Train a run that by hand leaves out the samples of steps SAVED+1 to BAD; return weights."""
     run_two(run_dir, *words)
     pool.run(attempt, run_dir, None, SAVED)
-    path = run_dir / paths.CHECKPOINTS / f"step_{SAVED:08d}" / NAME
-    manifest = json.loads(path.read_text())
-    manifest["train_state"]["samples"] = BAD * ROWS
-    path.write_text(json.dumps(manifest))
+    folder = run_dir / paths.CHECKPOINTS / f"step_{SAVED:08d}"
+    manifest = read_manifest(folder)
+    manifest.train_state["samples"] = BAD * ROWS
+    (folder / NAME).write_text(manifest.to_json())
     return pool.run(attempt, run_dir, None)
 
 

@@ -260,3 +260,12 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
     best = min(losses, key=lambda step: (losses[step], step))
     kept = {int(p.name.split("_")[1]) for p in step_folders(run_dir / "checkpoints")}
     assert kept == {best, 10, 12}
+
+
+def test_starting_a_finished_run_again_forgets_nothing(tmp_path: Path) -> None:
+    run_dir = tiny_run(tmp_path / "run", "train.steps=6", "train.eval_every_steps=3")
+    train_frozen(run_dir)
+    before = _kept(run_dir)
+    assert before[6] is not None
+    train_frozen(run_dir)
+    assert _kept(run_dir) == before

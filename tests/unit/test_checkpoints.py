@@ -207,6 +207,50 @@ def broken(self: Path, target: Path) -> Path:
     raise OSError(5, "no more")
 
 
+def test_damaged_checkpoints_that_call_themselves_newer_take_no_place(tmp_path: Path) -> None:
+    manager = manager_of(tmp_path, Retention(keep_last=1, keep_best=1))
+    for step, loss in ((10, 5.0), (20, None), (30, 1.0)):
+        manager.save(tensors_of(step), manifest_of(step, loss))
+    shard = next((tmp_path / "step_00000030").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    manager.save(tensors_of(25), manifest_of(25))
+    assert verify(tmp_path / "step_00000025").step == 25
+    assert manager.agree_on_newest() == tmp_path / "step_00000025"
+    assert not (tmp_path / "step_00000030").exists()
+    assert (tmp_path / "step_00000030.damaged").is_dir()
+    manager.save(tensors_of(26), manifest_of(26))
+    assert [manifest.step for _, manifest in manager.collection.finished()] == [26]
+
+
+def test_a_save_of_a_step_that_is_there_forgets_nothing(tmp_path: Path) -> None:
+    manager = manager_of(tmp_path)
+    manager.save(tensors_of(10), manifest_of(10, 2.5))
+    again = manifest_of(10)
+    again.train_state["tokens"], again.sync = 99, {"name": "diloco", "replicas": 2}
+    manager.save(tensors_of(10), again)
+    kept = verify(tmp_path / "step_00000010")
+    assert (kept.val_loss, kept.sync["name"], kept.train_state["tokens"]) == (2.5, "allreduce", 99)
+
+
+def unreadable(path: Path, kind: str) -> str:
+    raise OSError(5, "Input/output error", str(path))
+
+
+def test_what_cannot_be_read_is_passed_over(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, newest = copy_of(saved, tmp_path)
+    shard = newest / next(iter(read_manifest(newest).files))
+    monkeypatch.setattr("llmtrain.checkpoint.manifest.hash_file", unreadable)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        verify(newest)
+    monkeypatch.undo()
+    shard.unlink()
+    found = CheckpointCollection(folder, warn=lambda _: None).newest_valid()
+    assert found is not None
+    assert found[1].step == 10
+
+
 def test_a_later_save_is_of_the_moment_it_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

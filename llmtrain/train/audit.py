@@ -5,12 +5,15 @@ and on with which samples.
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from llmtrain.durable import replace_text
 from llmtrain.train.metrics import finite
+
+log = logging.getLogger(__name__)
 
 STOPPED, SKIPPED, ROLLED_BACK, LOWERED = "stopped", "skipped", "rolled back", "lowered the rate"
 """What an event says was done."""
@@ -25,10 +28,15 @@ class AuditLog:
 
     def add(self, event: dict[str, Any]) -> None:
         """Append `event`; a number that is not finite is null, and its "what" says which it was."""
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(finite(event), allow_nan=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        line = json.dumps(finite(event), allow_nan=False)
+        try:
+            with self.path.open("a") as stream:
+                # A newline first: an event that a full disk or a crash tore ends there.
+                stream.write(f"\n{line}\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:  # of one rank alone: the others would wait for it
+            log.warning("%s cannot be written (%s): %s", self.path, error, line)
 
     def resume(self, count: int) -> None:
         """Drop the events that a resumed run will meet again.

@@ -1,6 +1,7 @@
 """Who is told how training goes: metrics.jsonl always, TensorBoard and W&B on request."""
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -10,6 +11,8 @@ from llmtrain.config import paths
 from llmtrain.config.extras import check_extras
 from llmtrain.config.groups.metrics import MetricsConfig
 from llmtrain.durable import replace_text
+
+log = logging.getLogger(__name__)
 
 
 class MetricsWriter(Protocol):
@@ -30,7 +33,11 @@ class MetricsWriter(Protocol):
 
 
 class JsonlWriter:
-    """metrics.jsonl: one object a line, flushed at once so that a crash loses none."""
+    """metrics.jsonl: one object a line, written at once so that a crash loses none.
+
+    What cannot be written (the disk is full) is held back, with a warning, and written when there
+    is room: rank 0 must not end, or wait, where the other ranks know of nothing.
+    """
 
     def __init__(self, path: Path, *, after_step: int, evaluated_step: int) -> None:
         """Open `path`, dropping what a resumed run writes again.
@@ -41,26 +48,40 @@ class JsonlWriter:
             evaluated_step: Lines of evaluations past this step go.
         """
         self._path = path
+        self._held = b""
         _drop_later(path, after_step, evaluated_step)
-        self._stream = path.open("a")
+        self._stream = path.open("ab", buffering=0)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append `line`; a number that is not finite is null, as JSON has none."""
-        self._stream.write(json.dumps(finite(line), allow_nan=False) + "\n")
-        self._stream.flush()
+        self._held += f"{json.dumps(finite(line), allow_nan=False)}\n".encode()
+        self._write_held()
+
+    def _write_held(self) -> None:
+        try:
+            while self._held:
+                self._held = self._held[self._stream.write(self._held) :]
+        except OSError as error:
+            log.warning("%s cannot be written, its lines are held back: %s", self._path, error)
 
     def rewind(self, *, after_step: int, evaluated_step: int) -> None:
         """Drop later lines."""
+        self._write_held()
         self._stream.close()
         _drop_later(self._path, after_step, evaluated_step)
-        self._stream = self._path.open("a")
+        self._stream = self._path.open("ab", buffering=0)
 
     def sync(self) -> None:
         """Force all lines to the disk."""
-        os.fsync(self._stream.fileno())
+        self._write_held()
+        try:
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            log.warning("%s cannot be forced to the disk: %s", self._path, error)
 
     def close(self) -> None:
         """Close the file."""
+        self._write_held()
         self._stream.close()
 
 

@@ -41,7 +41,7 @@ SCRIPT = """
 @pytest.mark.parametrize(
     "extra",
     [
-        pytest.param(("checkpoint.on_error=stop",), id="stop"),
+        pytest.param(("checkpoint.on_error=stop",), id="stop", marks=pytest.mark.slow),
         pytest.param(
             ("checkpoint.on_error=go_on", "checkpoint.async_save=true"), id="go_on",
             marks=pytest.mark.slow,

@@ -55,7 +55,7 @@ def final_weights(run_dir: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("victim", "extra"),
     [
-        pytest.param("launcher", (), id="launcher"),
+        pytest.param("launcher", (), id="launcher", marks=pytest.mark.slow),
         pytest.param("worker", (), id="worker", marks=pytest.mark.slow),
         pytest.param("worker", TWO, id="one of two workers", marks=pytest.mark.slow),
         pytest.param("launcher", TWO, id="launcher of two", marks=pytest.mark.slow),

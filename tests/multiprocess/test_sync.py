@@ -186,6 +186,12 @@ INSIDE = {
 }
 
 
+@pytest.fixture(scope="module")
+def wholes() -> dict[str, tuple[Weights, Path]]:
+    """By mode, a run of it whose replicas are one process each; trained by the first that asks."""
+    return {}
+
+
 @pytest.mark.parametrize(
     ("layout", "mode"),
     [
@@ -194,10 +200,16 @@ INSIDE = {
     ],
 )
 def test_replicas_of_any_layout_compute_the_same(
-    layout: str, mode: str, tmp_path: Path, rank_pool: Pools
+    layout: str,
+    mode: str,
+    tmp_path: Path,
+    rank_pool: Pools,
+    wholes: dict[str, tuple[Weights, Path]],
 ) -> None:
     common = f"model.dropout=0.1 train.eval_every_steps=5 {INSIDE[mode]}"
-    expected, whole = _run(tmp_path / "whole", rank_pool, common)
+    if mode not in wholes:
+        wholes[mode] = _run(tmp_path / "whole", rank_pool, common)
+    expected, whole = wholes[mode]
     inside = f"strategy=hybrid strategy.dp_replicate=2 {LAYOUTS[layout]}"
     found, run_dir = _run(tmp_path / layout, rank_pool, f"{common} {inside}", ranks=4)
     assert _losses(run_dir) == pytest.approx(_losses(whole), rel=LAYOUT_RTOL)

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,19 +57,46 @@ def _lines(run_dir: Path) -> list[tuple[int, float, float, int]]:
     return [(x["step"], x["loss"], x["grad_norm"], x["tokens"]) for x in metric_lines(run_dir)]
 
 
+class Runs:
+    """Runs of every mode that go straight to their end, and such as were cut; each trained once."""
+
+    def __init__(self, folder: Path, pools: Pools) -> None:
+        self._folder, self._pools = folder, pools
+        self._done: dict[tuple[str, int | None], tuple[Path, list[Weights]]] = {}
+
+    def straight(self, mode: str) -> tuple[Path, list[Weights]]:
+        """Return the folder of a run that nothing cut, and its weights by rank."""
+        return self._run(mode, None)
+
+    def cut(self, mode: str, cut: int, to: Path) -> Path:
+        """Copy a run that was stopped at step `cut` to `to`."""
+        stopped, _ = self._run(mode, cut)
+        assert _lines(stopped)[-1][0] == cut
+        return Path(shutil.copytree(stopped, to, symlinks=True))
+
+    def _run(self, mode: str, cut: int | None) -> tuple[Path, list[Weights]]:
+        if (mode, cut) not in self._done:
+            pool = self._pools(RANKS.get(mode, 2))
+            words = (MODES[mode], "train.eval_every_steps=4")
+            run_dir = _start(self._folder / f"{mode}_{cut}", *words, ranks=pool.world_size)
+            self._done[mode, cut] = run_dir, pool.run(train_frozen, run_dir, cut)
+        return self._done[mode, cut]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, rank_pool: Pools) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"), rank_pool)
+
+
 @pytest.mark.parametrize(
     ("mode", "cut"), [(mode, cut) for mode, cuts in CUTS.items() for cut in cuts.values()]
 )
 def test_stopped_and_resumed_is_bitwise_the_same(
-    mode: str, cut: int, tmp_path: Path, rank_pool: Pools
+    mode: str, cut: int, tmp_path: Path, rank_pool: Pools, runs: Runs
 ) -> None:
-    words, pool = (MODES[mode], "train.eval_every_steps=4"), rank_pool(RANKS.get(mode, 2))
-    straight = _start(tmp_path / "straight", *words, ranks=pool.world_size)
-    expected = pool.run(train_frozen, straight)
-    resumed = _start(tmp_path / "cut", *words, ranks=pool.world_size)
-    pool.run(train_frozen, resumed, cut)
-    assert _lines(resumed)[-1][0] == cut
-    weights = pool.run(train_frozen, resumed, None, cut)
+    straight, expected = runs.straight(mode)
+    resumed = runs.cut(mode, cut, tmp_path / "cut")
+    weights = rank_pool(RANKS.get(mode, 2)).run(train_frozen, resumed, None, cut)
     assert _lines(resumed) == _lines(straight)
     assert validation_losses(resumed) == validation_losses(straight)
     for found, wanted in zip(weights, expected, strict=True):
@@ -119,15 +147,12 @@ def train_forgetting(run_dir: Path, part: str, start: int) -> Weights:
     ],
 )  # fmt: skip
 def test_every_part_that_is_saved_is_needed(
-    mode: str, cut: int, part: str, tmp_path: Path, rank_pool: Pools
+    mode: str, cut: int, part: str, tmp_path: Path, rank_pool: Pools, runs: Runs
 ) -> None:
-    pool = rank_pool(RANKS.get(mode, 2))
-    straight = _start(tmp_path / "straight", MODES[mode], ranks=pool.world_size)
-    expected = pool.run(train_frozen, straight)[0]
-    resumed = _start(tmp_path / "cut", MODES[mode], ranks=pool.world_size)
-    pool.run(train_frozen, resumed, cut)
-    weights = pool.run(train_forgetting, resumed, part, cut)[0]
-    assert any(not torch.equal(weights[name], value) for name, value in expected.items())
+    _, expected = runs.straight(mode)
+    resumed = runs.cut(mode, cut, tmp_path / "cut")
+    weights = rank_pool(RANKS.get(mode, 2)).run(train_forgetting, resumed, part, cut)[0]
+    assert any(not torch.equal(weights[name], value) for name, value in expected[0].items())
 
 
 def test_what_is_saved_and_evaluated_in_a_round_is_the_mean(

@@ -30,9 +30,10 @@ class AuditLog:
         """Append `event`; a number that is not finite is null, and its "what" says which it was."""
         line = json.dumps(finite(event), allow_nan=False)
         try:
-            with self.path.open("a") as stream:
-                # A newline first: an event that a full disk or a crash tore ends there.
-                stream.write(f"\n{line}\n")
+            with self.path.open("ab+") as stream:
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - 1))
+                torn = stream.read(1) not in (b"", b"\n")  # by a full disk or a crash
+                stream.write((b"\n" if torn else b"") + f"{line}\n".encode())
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:  # of one rank alone: the others would wait for it

@@ -83,13 +83,7 @@ class Fleet:
     """All processes of one run."""
 
     def __init__(
-        self,
-        run_dir: Path,
-        replicas: int,
-        processes: int,
-        run: RunConfig,
-        attempts: Attempts,
-        got: signal.Signals | None,
+        self, run_dir: Path, replicas: int, processes: int, run: RunConfig, attempts: Attempts
     ) -> None:
         """Start them all.
 
@@ -99,7 +93,6 @@ class Fleet:
             processes: Processes of all replicas.
             run: How many servers, how often a replica is started again, how few may be left.
             attempts: Whether to start all of them again when a server has died.
-            got: The signal that came while the fleet before this one ended, if any.
         """
         sync = run.sync
         assert isinstance(sync, ServedConfig)
@@ -109,7 +102,8 @@ class Fleet:
         """Whether all are to be started again."""
         self._run_dir, self._size, self._sync = run_dir, processes // replicas, sync
         self._store = serve_store()
-        self.got = got
+        self.got: signal.Signals | None = None
+        """The first signal."""
         self._since, self._before = time.time(), Kills.now()
         self.servers = [
             self._start(["--server", str(i)], processes + i, shown=i == 0)
@@ -298,10 +292,12 @@ def run_fleet(
     logging.root.handlers = [logging.FileHandler(run_dir / LOGS / "agent.log", delay=True)]
     run = load_run_config(run_dir / CONFIG)
     attempts = Attempts(run_dir, run.launcher.max_restarts)
-    got: signal.Signals | None = None
+    before: Fleet | None = None
     while True:
-        fleet = Fleet(run_dir, replicas, processes, run, attempts, got)
+        fleet = Fleet(run_dir, replicas, processes, run, attempts)
         handle(fleet.on_signal)
+        if before is not None:
+            fleet.got = fleet.got or before.got  # which went on hearing until this one did
         try:
             code = fleet.watch()
         finally:
@@ -310,4 +306,4 @@ def run_fleet(
         if not fleet.again:
             return code
         attempts.put_by()
-        got = fleet.got  # it goes on hearing until the next one is there to hear
+        before = fleet

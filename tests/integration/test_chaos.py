@@ -34,10 +34,10 @@ LINUX = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="finds workers through /proc"
 )
 
-STEPS = 120
+STEPS = 500
 OVERRIDES = (
-    *TINY, *SYNTHETIC, f"train.steps={STEPS}", "checkpoint.every_steps=7",
-    "train.eval_every_steps=10", "train.precision=fp32", "model.dropout=0.1",
+    *TINY, *SYNTHETIC, f"train.steps={STEPS}", "checkpoint.every_steps=17",
+    "train.eval_every_steps=40", "train.precision=fp32", "model.dropout=0.1",
 )  # fmt: skip
 
 LAYOUTS = {
@@ -197,7 +197,10 @@ MOVED_RTOL = 1e-9
 @LINUX
 @pytest.mark.timeout(900)
 def test_a_run_moves_from_layout_to_layout(tmp_path: Path) -> None:
-    base = (*OVERRIDES, "train.precision=fp64", "scheduler=constant", "scheduler.warmup_steps=3")
+    base = (
+        *OVERRIDES, "train.precision=fp64", "scheduler=constant", "scheduler.warmup_steps=3",
+        "train.eval_every_steps=10",
+    )  # fmt: skip
     straight = train_to_end(tmp_path / "straight", base, ("train.steps=40",), DEADLINE_S)
     moved = tmp_path / "moved"
     for steps, move in zip((10, 20, 30, 40), MOVES, strict=True):

@@ -16,6 +16,8 @@ from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
+SLOW = pytest.mark.slow
+
 LLMTRAIN = Path(sys.executable).with_name("llmtrain")
 
 TINY = [
@@ -289,11 +291,9 @@ def test_ctrl_c_while_workers_are_still_importing(stage: Stage, words: tuple[str
     ("words", "sent", "code", "status"),
     [
         pytest.param((), signal.SIGINT, 130, "stopped", id="Ctrl-C, one"),
-        pytest.param(TWO, signal.SIGTERM, 143, "preempted", id="SIGTERM, two"),
-        pytest.param(TWO, signal.SIGINT, 130, "stopped", id="Ctrl-C, two", marks=pytest.mark.slow),
-        pytest.param(
-            (), signal.SIGTERM, 143, "preempted", id="SIGTERM, one", marks=pytest.mark.slow
-        ),
+        pytest.param(TWO, signal.SIGTERM, 143, "preempted", id="SIGTERM, two", marks=SLOW),
+        pytest.param(TWO, signal.SIGINT, 130, "stopped", id="Ctrl-C, two", marks=SLOW),
+        pytest.param((), signal.SIGTERM, 143, "preempted", id="SIGTERM, one", marks=SLOW),
     ],
 )
 def test_a_signal_leaves_a_checkpoint_that_is_resumed(

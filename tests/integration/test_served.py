@@ -164,6 +164,7 @@ def test_another_mode_and_layout_goes_on_from_a_server(tmp_path: Path) -> None:
         assert after < losses[1] - 0.5 * (losses[1] - before), (number, before, after)
 
 
+@pytest.mark.slow
 def test_bytes_of_a_push_are_two_copies_of_the_weights(tmp_path: Path) -> None:
     run_dir = train(tmp_path / "run", *TWO, "sync=async_ps", "train.precision=fp32", steps=EVERY)
     sizes = saved(run_dir)

@@ -229,6 +229,7 @@ def test_too_few_replicas_end_a_run(tmp_path: Path) -> None:
     assert result(run_dir)["status"] == "failed" and newest_step(run_dir) >= EVERY
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_replica_stops_the_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     launcher = start(run_dir, *TWO, "sync=async_ps", "sync.servers=2", steps=5000)

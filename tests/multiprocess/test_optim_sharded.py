@@ -279,6 +279,7 @@ def run_rank(
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
     checks = [check_fsdp, check_tp, check_state_is_dtensors, check_state_moves_between_layouts]
     checks.append(check_partial_is_refused_until_reduced)

@@ -85,7 +85,9 @@ def test_stopped_and_resumed_is_bitwise_the_same(
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "zero", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
 def test_resume_on_two_processes_is_bitwise_the_same(
     zero: int, tmp_path: Path, rank_pool: Callable[[int], RankPool]
 ) -> None:

@@ -46,6 +46,13 @@ class _Trimmed:
         return self._stream.fileno()
 
 
+def say(console: "Console", text: str, style: str = "") -> None:
+    """Print `text` as it is, however long: no markup in it, no line of it cut."""
+    from rich.text import Text
+
+    console.print(Text(text, style), soft_wrap=True)
+
+
 def make_console(
     *, stderr: bool = False, width: int = PLAIN_WIDTH, on_closed: Callable[[], None] | None = None
 ) -> "Console":

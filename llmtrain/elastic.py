@@ -32,6 +32,7 @@ from llmtrain.launch.failure import (
     drop_empty_outputs,
     failure_path,
     output_path,
+    put_by,
     read_failures,
     report_failure,
     stop_status,
@@ -82,7 +83,7 @@ class Agent(LocalElasticAgent):
         self.got: signal.Signals | None = None
         """The first signal."""
         self.since, self.before = time.time(), Kills.now()
-        """When this attempt began, unix s."""
+        """When this attempt began, unix s, and what the kernel had killed by then."""
 
     def on_signal(self, signum: int, frame: types.FrameType | None) -> None:
         """Remember the first signal; later ones change nothing."""
@@ -101,7 +102,7 @@ class Agent(LocalElasticAgent):
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         self._stop_workers(worker_group)
-        self._attempts.put_by()
+        put_by(self._run_dir)
         self.since, self.before = time.time(), Kills.now()
         super()._restart_workers(worker_group)
 

@@ -41,6 +41,7 @@ from llmtrain.launch.failure import (
     first_failure,
     log_tail,
     output_path,
+    put_by,
     read_failures,
     report_failure,
     stop_status,
@@ -305,5 +306,5 @@ def run_fleet(
             drop_empty_outputs(run_dir)
         if not fleet.again:
             return code
-        attempts.put_by()
+        put_by(run_dir)
         before = fleet

@@ -8,12 +8,13 @@ here reads them.
 
 import contextlib
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from llmtrain.checkpoint.manifest import Manifest, read_manifest, step_folders, verify
-from llmtrain.checkpoint.retention import Retention, best_of
+from llmtrain.checkpoint.manifest import Manifest, read_manifest, step_folders, step_of, verify
+from llmtrain.checkpoint.retention import Retention, ranked
 from llmtrain.durable import sync_folder
 from llmtrain.errors import CheckpointError
 
@@ -49,15 +50,27 @@ class CheckpointCollection:
                 self.warn(f"passing over a damaged checkpoint: {error}")
         return found
 
-    def newest_valid(self) -> tuple[Path, Manifest] | None:
+    def named(self) -> dict[str, Path]:
+        """Return which folders are the `latest` and, where any was evaluated, the `best`.
+
+        Their contents are not verified.
+        """
+        known = self.finished()
+        named = {LATEST: known[-1:], BEST: ranked(known)[:1]}
+        return {name: found[0][0] for name, found in named.items() if found}
+
+    def newest_valid(self, most: float = math.inf) -> tuple[Path, Manifest] | None:
         """Return the newest checkpoint whose every file verifies; None where there is none at all.
 
         Warns about newer ones that do not verify.
 
+        Args:
+            most: Those of more steps are left out.
+
         Raises:
             CheckpointError: when there are checkpoints but none verifies.
         """
-        folders = step_folders(self.folder)
+        folders = [folder for folder in step_folders(self.folder) if step_of(folder) <= most]
         for folder in reversed(folders):
             try:
                 return folder, verify(folder)
@@ -88,7 +101,7 @@ class CheckpointCollection:
             assert newest is not None
             return newest
         if which == BEST:
-            folder, _ = best_of(known) or known[-1]
+            folder = self.named().get(BEST, known[-1][0])
             return folder, verify(folder)
         for folder, manifest in known:
             if manifest.step == int(which):
@@ -131,19 +144,16 @@ class CheckpointCollection:
 
     def link(self) -> None:
         """Let `latest` and `best` point to what they name now."""
-        known = self.finished()
-        best = best_of(known)
-        named = {LATEST: known[-1][0] if known else None, BEST: best[0] if best else None}
-        for name, folder in named.items():
-            link = self.folder / name
-            scratch = link.with_name(f"{name}.tmp")
+        named = self.named()
+        for name in (LATEST, BEST):
+            link, scratch = self.folder / name, self.folder / f"{name}.tmp"
             # They are a convenience, which some file systems do not have.
             with contextlib.suppress(OSError):
-                if folder is None:
+                if name not in named:
                     link.unlink(missing_ok=True)
                 else:
                     scratch.unlink(missing_ok=True)
-                    scratch.symlink_to(folder.name)
+                    scratch.symlink_to(named[name].name)
                     scratch.replace(link)
 
     def remove(self, folder: Path) -> None:

@@ -74,7 +74,12 @@ def step_folders(checkpoints: Path) -> list[Path]:
     if not checkpoints.is_dir():
         return []
     folders = [p for p in checkpoints.iterdir() if _STEP.match(p.name) and p.is_dir()]
-    return sorted(folders, key=lambda p: int(p.name.split("_")[1]))
+    return sorted(folders, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """Return the step that the name of a checkpoint's folder says."""
+    return int(folder.name.split("_")[1])
 
 
 def file_record(path: Path, kind: str = "xxh3") -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from llmtrain.checkpoint.manifest import step_folders
+from llmtrain.checkpoint.manifest import step_folders, step_of
 from llmtrain.config.paths import CHECKPOINTS
 
 
 def newest_step(run_dir: Path) -> int | None:
     """Return the step of the newest checkpoint, its content not verified; None: there is none."""
     folders = step_folders(run_dir / CHECKPOINTS)
-    return int(folders[-1].name.removeprefix("step_")) if folders else None
+    return step_of(folders[-1]) if folders else None
 
 
 def goes_on(run_dir: Path) -> str:

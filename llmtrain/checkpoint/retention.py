@@ -35,12 +35,9 @@ class Retention:
 def ranked(checkpoints: Checkpoints) -> Checkpoints:
     """Return those that were evaluated, the lowest validation loss first, the earliest of equals
     first."""
-    losses = [(manifest.val_loss, manifest.step, folder) for folder, manifest in checkpoints]
-    known = dict(checkpoints)
-    finite = [item for item in losses if item[0] is not None and math.isfinite(item[0])]
-    return [(folder, known[folder]) for _, _, folder in sorted(finite)]
+    evaluated = [item for item in checkpoints if math.isfinite(_loss(item[1]))]
+    return sorted(evaluated, key=lambda item: (_loss(item[1]), item[1].step))
 
 
-def best_of(checkpoints: Checkpoints) -> tuple[Path, Manifest] | None:
-    """Return the checkpoint of lowest validation loss, if any was evaluated."""
-    return next(iter(ranked(checkpoints)), None)
+def _loss(manifest: Manifest) -> float:
+    return math.inf if manifest.val_loss is None else manifest.val_loss

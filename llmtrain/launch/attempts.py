@@ -7,7 +7,7 @@ from pathlib import Path
 from llmtrain.checkpoint.newest import newest_step
 from llmtrain.config.paths import LOGS, METRICS
 from llmtrain.durable import replace_text
-from llmtrain.launch.failure import Failure, describe, first_failure, put_by
+from llmtrain.launch.failure import Failure, describe, first_failure
 from llmtrain.panel import show_note
 
 NAME = "attempts.jsonl"
@@ -43,10 +43,6 @@ class Attempts:
         if self._most:
             self._tell(first, why)
         return why is None
-
-    def put_by(self) -> None:
-        """Move the reports and outputs of the attempt that has ended out of the next one's way."""
-        put_by(self._run_dir)
 
     def _refusal(self, first: Failure, failures: list[Failure]) -> str | None:
         """Return why not to try again; None: do."""

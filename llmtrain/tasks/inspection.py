@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llmtrain.config.groups.prepared import InspectConfig
+from llmtrain.console import say
 from llmtrain.data.inspection import Shown, inspect_folder
 from llmtrain.errors import EXIT_OK
 from llmtrain.tasks.pieces import show_pieces, visible
@@ -32,8 +33,8 @@ def run_inspection(folder: Path, config: InspectConfig, console: Console) -> int
         print(json.dumps(found, ensure_ascii=False))
         return EXIT_OK
     tokenizer = found["tokenizer"]
-    _say(console, f"{found['kind']} {found['folder']}", "bold")
-    _say(
+    say(console, f"{found['kind']} {found['folder']}", "bold")
+    say(
         console,
         f"tokenizer {tokenizer['name']}, {tokenizer['vocab_size']:,} ids, "
         f"separator {tokenizer['separator']} = {tokenizer['separator_id']}",
@@ -44,7 +45,7 @@ def run_inspection(folder: Path, config: InspectConfig, console: Console) -> int
             _title(console, f"source {source['name']}, weight {weight}")
         _print_source(console, source, config)
     if found.get("note") and "sources" in found:
-        _say(console, f"note: {found['note']}")
+        say(console, f"note: {found['note']}")
     return EXIT_OK
 
 
@@ -64,7 +65,7 @@ def _print_source(console: Console, source: dict[str, Any], config: InspectConfi
         for example in found["examples"]:
             _print_example(console, split, example, ids=config.ids)
     if source.get("note"):
-        _say(console, f"\nnote: {source['note']}")
+        say(console, f"\nnote: {source['note']}")
 
 
 def _print_counts(console: Console, source: dict[str, Any]) -> None:
@@ -80,7 +81,7 @@ def _print_counts(console: Console, source: dict[str, Any]) -> None:
             *("" if value is None else f"{value:,}" for value in shown),
         )  # fmt: skip
     console.print(table)
-    _say(
+    say(
         console,
         "min to max are tokens of a document without its separator; "
         f"{source.get('bytes_per_token', 0):.3f} bytes of text a token",
@@ -130,18 +131,18 @@ def _print_removed(console: Console, source: dict[str, Any]) -> None:
     ]
     skipped = source.get("skipped", {})
     unread = f"{skipped.get('documents', 0):,} more could not be read"
-    _say(console, f"{', '.join(words)}; {unread}")
+    say(console, f"{', '.join(words)}; {unread}")
     for kind, found in source.get("dedup", {}).items():
         for example in found.get("examples", ()):
-            _say(
+            say(
                 console,
                 f"{kind} duplicate {example['dropped']} of {example['kept']} "
                 f"({example['similarity']:.2f}): {visible(example['dropped_start'])}",
             )
     for reason, count in skipped.get("reasons", {}).items():
-        _say(console, f"not read: {reason}, {counted(count, 'document')}")
+        say(console, f"not read: {reason}, {counted(count, 'document')}")
     for example in skipped.get("examples", ()):
-        _say(console, f"not read: {visible(example['text'])}")
+        say(console, f"not read: {visible(example['text'])}")
 
 
 def _print_example(console: Console, split: str, example: dict[str, Any], *, ids: bool) -> None:
@@ -152,13 +153,9 @@ def _print_example(console: Console, split: str, example: dict[str, Any], *, ids
     console.print(show_pieces(console, example["start"], ids=ids), soft_wrap=True)
     if example["end"]:
         shown = sum(len(p["ids"]) for part in ("start", "end") for p in example[part])
-        _say(console, f"... {example['tokens'] + 1 - shown:,} tokens ...", "dim")
+        say(console, f"... {example['tokens'] + 1 - shown:,} tokens ...", "dim")
         console.print(show_pieces(console, example["end"], ids=ids), soft_wrap=True)
 
 
 def _title(console: Console, text: str) -> None:
     console.print(Text(f"\n{text}", "bold cyan"), soft_wrap=True)
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style), soft_wrap=True)

@@ -5,13 +5,15 @@ import json
 import math
 import tempfile
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from llmtrain.checkpoint.manifest import Manifest, step_folders, verify
+from llmtrain.checkpoint.collection import CheckpointCollection
+from llmtrain.checkpoint.manifest import Manifest
 from llmtrain.config import paths
 from llmtrain.config.groups.prepared import parse_steps
 from llmtrain.config.groups.replay import ReplayConfig
@@ -20,7 +22,7 @@ from llmtrain.config.groups.sync import AllReduceConfig
 from llmtrain.config.plan import Plan, load_plan, make_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
-from llmtrain.console import make_console
+from llmtrain.console import make_console, say
 from llmtrain.distributed.env import (
     destroy_process_group,
     init_process_group,
@@ -136,7 +138,10 @@ def find_start(config: ReplayConfig, run_dir: Path, plan: Plan, notes: Console) 
         )
     # Checkpoints past a step that the run has gone back to since are of what came after.
     most = min([steps.start - 1, *(e["to_step"] for e in later if e["action"] == ROLLED_BACK)])
-    folder, manifest = _newest(most, run_dir, notes)
+    collection = CheckpointCollection(run_dir / paths.CHECKPOINTS, warn=partial(say, notes))
+    folder, manifest = None, None
+    with contextlib.suppress(CheckpointError):  # that none is whole is as good as that none is left
+        folder, manifest = collection.newest_valid(most) or (None, None)
     if folder is None and not config.from_start:
         raise ConfigError(_nothing_before(steps.start, run_dir))
     request = Request(steps, Course.of(events), None, folder, manifest)
@@ -155,18 +160,6 @@ def _samples_before(event: dict[str, Any], request: Request, rows: int) -> int |
     if any(request.start < done <= before for done in request.course.jumps):
         return None
     return int(event["samples"][0]) - (before - request.start) * rows
-
-
-def _newest(most: int, run_dir: Path, notes: Console) -> tuple[Path | None, Manifest | None]:
-    """Return the newest whole checkpoint of at most `most` steps; None: there is none."""
-    for folder in reversed(step_folders(run_dir / paths.CHECKPOINTS)):
-        if int(folder.name.split("_")[1]) > most:
-            continue
-        try:
-            return folder, verify(folder)
-        except CheckpointError as error:
-            _say(notes, f"passing over a damaged checkpoint: {error}")
-    return None, None
 
 
 def _nothing_before(step: int, run_dir: Path) -> str:
@@ -220,7 +213,7 @@ def _replay(parts: Parts[SyncStrategy], request: Request, notes: Console) -> lis
     """Return the wanted steps; tell how far it is to them."""
     before = request.steps.start - 1 - request.start
     where = f"from {request.folder}" if request.folder else "from the initial weights"
-    _say(notes, f"{where}: {counted(before, 'step')} to train before step {request.steps.start}")
+    say(notes, f"{where}: {counted(before, 'step')} to train before step {request.steps.start}")
     found = replay(parts, request.course, request.steps)
     return [step for step in found if isinstance(step, Replayed)]
 
@@ -271,14 +264,14 @@ def _show(answer: dict[str, Any], console: Console) -> None:
     for step in answer["steps"]:
         first, end = step["positions"]
         console.print(Text(f"\nstep {step['step']}", "bold cyan"))
-        _say(console, f"samples {' '.join(map(str, step['samples']))} (positions {first} to "
+        say(console, f"samples {' '.join(map(str, step['samples']))} (positions {first} to "
                       f"{end - 1}), {step['tokens']:,} tokens")  # fmt: skip
         table = make_table("", "here", "metrics.jsonl", "difference")
         for name in COMPARED:
             table.add_row(name, *_beside(step[name], step["metrics"], name))
         console.print(table)
         if not step["applied"]:
-            _say(console, "The run left its update out, and so does what follows here.")
+            say(console, "The run left its update out, and so does what follows here.")
         layers = make_table(
             "layer", "|output|", "max", "|d output|", "|d parameters|", "not finite"
         )
@@ -326,7 +319,3 @@ def _number(value: float | None, *, digits: int = 4, missing: object = True) -> 
     if value is None:
         return "not finite" if missing else ""
     return f"{value:.{digits}g}"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(Text(text), soft_wrap=True)

@@ -7,18 +7,19 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from llmtrain.checkpoint.manifest import Manifest, read_manifest, step_folders
+from llmtrain.checkpoint.collection import CheckpointCollection
+from llmtrain.checkpoint.manifest import Manifest
 from llmtrain.config import paths
 from llmtrain.config.groups.prepared import SamplesConfig
 from llmtrain.config.groups.served import ServedConfig
 from llmtrain.config.plan import load_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
-from llmtrain.console import make_console
+from llmtrain.console import make_console, say
 from llmtrain.data.cache import cache_path
 from llmtrain.data.prepared import is_prepared
 from llmtrain.data.step_samples import StepSamples
-from llmtrain.errors import EXIT_OK, CheckpointError, ConfigError, DataError
+from llmtrain.errors import EXIT_OK, ConfigError, DataError
 from llmtrain.tasks.assist import prepare_with_help
 from llmtrain.tasks.pieces import show_pieces
 from llmtrain.units import counted
@@ -35,7 +36,7 @@ def run_samples(config: SamplesConfig, console: Console) -> int:
     if config.json:
         print(json.dumps(answer, ensure_ascii=False))
         return EXIT_OK
-    _say(
+    say(
         console,
         f"{answer['run']}: data {answer['folder']}, {answer['samples']} of {answer['seq_len']} "
         f"tokens, {answer['samples_per_epoch']:,} an epoch, seed {answer['seed']}",
@@ -95,13 +96,8 @@ def list_samples(run_dir: Path, steps: range, tokens: int) -> dict[str, Any]:
 
 def read_manifests(run_dir: Path) -> list[Manifest]:
     """Return the manifests of the run's checkpoints, those that can be read, oldest first."""
-    found = []
-    for folder in step_folders(run_dir / paths.CHECKPOINTS):
-        try:
-            found.append(read_manifest(folder))
-        except CheckpointError:
-            continue
-    return found
+    collection = CheckpointCollection(run_dir / paths.CHECKPOINTS, warn=lambda _: None)
+    return [manifest for _, manifest in collection.finished()]
 
 
 def data_folder(run: RunConfig, saved: list[Manifest]) -> Path:
@@ -156,7 +152,3 @@ def _print_step(console: Console, step: dict[str, Any]) -> None:
             f"{source}, documents {spans}: "
         )
         console.print(line + show_pieces(console, sample["text"], ids=False), soft_wrap=True)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(Text(text), soft_wrap=True)

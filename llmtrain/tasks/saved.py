@@ -7,11 +7,17 @@ from typing import Any
 
 from rich.table import Table
 
-from llmtrain.checkpoint.collection import CheckpointCollection
-from llmtrain.checkpoint.manifest import NAME, Manifest, read_manifest, step_folders, verify
-from llmtrain.checkpoint.retention import best_of
+from llmtrain.checkpoint.collection import BEST, LATEST, CheckpointCollection
+from llmtrain.checkpoint.manifest import (
+    NAME,
+    Manifest,
+    read_manifest,
+    step_folders,
+    step_of,
+    verify,
+)
 from llmtrain.config import paths
-from llmtrain.config.groups.saved import NAMED, CheckpointCommandConfig
+from llmtrain.config.groups.saved import CheckpointCommandConfig
 from llmtrain.console import make_console
 from llmtrain.errors import EXIT_BUG, EXIT_OK, CheckpointError
 from llmtrain.units import format_bytes
@@ -48,12 +54,13 @@ def _chosen(collection: CheckpointCollection, step: str | None) -> list[Path]:
         raise CheckpointError(f"{collection.folder} has no checkpoint; train the run first.")
     if step is None:
         return folders
-    if step in NAMED:
-        best = best_of(collection.finished())
-        return [best[0] if step == "best" and best else folders[-1]]
+    if step == LATEST:
+        return folders[-1:]  # damaged or not
+    if step == BEST:
+        return [collection.named().get(BEST, folders[-1])]
     wanted = {collection.step_folder(int(word)) for word in step.split(",")}
     if missing := sorted(wanted - set(folders)):
-        steps = ", ".join(str(int(folder.name.split("_")[1])) for folder in folders)
+        steps = ", ".join(str(step_of(folder)) for folder in folders)
         raise CheckpointError(
             f"{collection.folder} has no checkpoint {missing[0].name}; it has steps {steps}."
         )
@@ -68,7 +75,7 @@ def _describe(folder: Path, *, whole: bool) -> dict[str, Any]:
         whole: Read its files too.
     """
     row: dict[str, Any] = {
-        "folder": str(folder), "step": int(folder.name.split("_")[1]), "names": [], "error": None,
+        "folder": str(folder), "step": step_of(folder), "names": [], "error": None,
     }  # fmt: skip
     try:
         manifest = verify(folder) if whole else read_manifest(folder)
@@ -94,11 +101,9 @@ def _told(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 def _name(rows: list[dict[str, Any]], collection: CheckpointCollection) -> None:
     """Say which rows are the latest and the best of all that the run has."""
-    known = collection.finished()
-    best = best_of(known)
-    named = {"latest": known[-1] if known else None, "best": best}
+    named = collection.named()
     for row in rows:
-        row["names"] = [n for n, item in named.items() if item and str(item[0]) == row["folder"]]
+        row["names"] = [name for name, at in named.items() if str(at) == row["folder"]]
 
 
 def _show(rows: list[dict[str, Any]], run_dir: Path, *, verified: bool) -> None:
@@ -132,7 +137,7 @@ def _delete(collection: CheckpointCollection, folders: list[Path], *, as_json: b
     left = [folder for folder, _ in collection.finished() if folder not in folders]
     if not any(_is_whole(folder) for folder in left):
         raise CheckpointError(
-            f"step={','.join(str(int(f.name.split('_')[1])) for f in folders)} would leave "
+            f"step={','.join(str(step_of(f)) for f in folders)} would leave "
             f"{collection.folder} without a whole checkpoint; to give up the run, delete its "
             "folder."
         )

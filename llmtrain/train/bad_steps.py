@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from llmtrain.checkpoint.manifest import Manifest
+from llmtrain.checkpoint.manifest import Manifest, step_of
 from llmtrain.config.bad_steps import judges
 from llmtrain.data.loader import Batch
 from llmtrain.distributed.collectives import all_sum
@@ -128,7 +128,7 @@ class BadSteps:
         if folder is None:
             text = "there is no checkpoint to go back to yet"
             self._end(event, f"{text}: lower checkpoint.every_steps.", p.mesh.everyone)
-        event["to_step"] = int(folder.name.split("_")[1])
+        event["to_step"] = step_of(folder)
         self._record(event, ROLLED_BACK, p.mesh.everyone)
         manifest = roll_back(p, folder)
         self._say(event, f"back to step {p.state.step}, and on from sample {p.state.samples}")

@@ -19,7 +19,7 @@ class Place:
     """A place in a run."""
 
     phase: str
-    """start | step | evaluate | save | end."""
+    """start | step | evaluate | save | diagnose | rollback | end."""
     step: int
     """The step that is being done; outside of steps, how many are done."""
 

@@ -46,9 +46,9 @@ def _verify(options: Options) -> int:
 
 
 def _checkpoint(options: Options) -> int:
-    from llmtrain.commands.saved import run_saved
+    from llmtrain.commands.checkpoint import run_checkpoint
 
-    return run_saved(options)
+    return run_checkpoint(options)
 
 
 def _doctor(options: Options) -> int:

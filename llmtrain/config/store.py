@@ -29,10 +29,10 @@ from llmtrain.config.groups import (
     train,
     verify,
 )
+from llmtrain.config.groups.checkpoint_command import CheckpointCommandConfig
 from llmtrain.config.groups.inference import EvaluateConfig, GenerateConfig
 from llmtrain.config.groups.prepared import InspectConfig, SamplesConfig
 from llmtrain.config.groups.replay import ReplayConfig
-from llmtrain.config.groups.saved import CheckpointCommandConfig
 from llmtrain.config.schema import PrepareConfig, RunConfig, VerifyRunConfig
 from llmtrain.errors import ConfigError, require_choice
 

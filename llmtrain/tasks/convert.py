@@ -10,7 +10,7 @@ from llmtrain.checkpoint.collection import CheckpointCollection
 from llmtrain.checkpoint.manager import load_tensors
 from llmtrain.checkpoint.writer import write_tensors
 from llmtrain.config import paths
-from llmtrain.config.groups.saved import CheckpointCommandConfig
+from llmtrain.config.groups.checkpoint_command import CheckpointCommandConfig
 from llmtrain.console import make_console
 from llmtrain.errors import EXIT_OK, CheckpointError
 from llmtrain.units import format_bytes

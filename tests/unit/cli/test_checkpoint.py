@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from llmtrain.cli import main, run
 from llmtrain.commands.complete import complete
 from llmtrain.commands.options import COMMANDS
-from llmtrain.config.groups.saved import ACTIONS, CheckpointCommandConfig
+from llmtrain.config.groups.checkpoint_command import ACTIONS, CheckpointCommandConfig
 from llmtrain.launch.claim import claimed
 from llmtrain.tasks.convert import run_convert
 from tests.support.runs import tiny_run, train_frozen

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from llmtrain.commands.options import Options
 from llmtrain.commands.task import check_run, compose_or_show
-from llmtrain.config.groups.saved import CheckpointCommandConfig
+from llmtrain.config.groups.checkpoint_command import CheckpointCommandConfig
 from llmtrain.errors import EXIT_OK
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.local import run_task
 
 
-def run_saved(options: Options) -> int:
+def run_checkpoint(options: Options) -> int:
     """Do what is asked with what a run has saved; return the exit code.
 
     Raises:
@@ -29,9 +29,9 @@ def run_saved(options: Options) -> int:
     if config.action == "convert":
         out = str(Path(str(config.out)).expanduser().absolute())
         return run_task("convert", dataclasses.asdict(config) | {"out": out})
-    from llmtrain.tasks.saved import run_on_saved
+    from llmtrain.tasks.checkpoints import run_on_checkpoints
 
     # Nothing is taken from under a run that is training.
     run_dir = Path(str(config.run)).expanduser()
     with claimed(run_dir) if config.action == "delete" else nullcontext():
-        return run_on_saved(config)
+        return run_on_checkpoints(config)

@@ -17,13 +17,13 @@ from llmtrain.checkpoint.manifest import (
     verify,
 )
 from llmtrain.config import paths
-from llmtrain.config.groups.saved import CheckpointCommandConfig
+from llmtrain.config.groups.checkpoint_command import CheckpointCommandConfig
 from llmtrain.console import make_console
 from llmtrain.errors import EXIT_BUG, EXIT_OK, CheckpointError
 from llmtrain.units import format_bytes
 
 
-def run_on_saved(config: CheckpointCommandConfig) -> int:
+def run_on_checkpoints(config: CheckpointCommandConfig) -> int:
     """List, verify or delete checkpoints; return the exit code: 1 where one is damaged.
 
     Raises:

@@ -237,7 +237,8 @@ def _cells(world_size: int, layouts: list[str], *models: str, slow: bool = False
 @pytest.mark.parametrize(
     ("model", "layout", "world_size"),
     [
-        *_cells(2, TWO, "gpt", "llama", "gpt untied"),
+        *_cells(2, TWO, "gpt", "llama"),
+        *_cells(2, TWO, "gpt untied", slow=True),
         *_cells(2, TRACED[:1], "gpt"),
         *_cells(2, TRACED[:1], "llama"),
         *_cells(2, TRACED[:1], "gpt untied", "llama tied", slow=True),

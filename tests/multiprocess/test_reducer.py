@@ -152,7 +152,7 @@ def _withheld(largest: float, world_size: int, levels: int) -> float:
     return ((world_size - 1) * other + owner) / world_size
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("wire_dtype", sorted(LEVELS))
 def test_error_feedback_applies_in_the_end_what_is_true(
     wire_dtype: str, world_size: int, rank_pool: Callable[[int], RankPool]

@@ -82,7 +82,10 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "wsd": scheduler.WSDConfig,
         "inverse_sqrt": scheduler.InverseSqrtConfig,
     },
-    "launcher": {"local": launcher.LocalLauncherConfig},
+    "launcher": {
+        "local": launcher.LocalLauncherConfig,
+        "torchrun": launcher.TorchrunLauncherConfig,
+    },
 }
 """Groups whose choices differ in their fields: group -> value of `name` -> class."""
 

@@ -35,7 +35,7 @@ FREE_TEXT = {
 Hydra inside the shell's own."""
 
 
-TABLE = re.compile(r"\+*(data\.sources)(?:\.([\w-]+))?")
+TABLE = re.compile(r"\+*(data\.sources|launcher\.(?:labels|node_selector))(?:\.([\w-]+))?")
 """Keys under which users put names of their own: Hydra wants that told with ++, and OmegaConf makes
 typed entries only of a whole table."""
 

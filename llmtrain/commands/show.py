@@ -25,8 +25,8 @@ def plain_table(*columns: str) -> Table:
     return table
 
 
-def print_plan(run: RunConfig, plan: Plan) -> None:
-    """Print the plan of a run that has not started."""
+def print_plan(run: RunConfig, plan: Plan, *, stderr: bool = False) -> None:
+    """Print the plan of a run that has not started; on stderr where the answer is another."""
     axes = " x ".join(f"{axis} {plan.axis(axis)}" for axis in AXES if plan.axis(axis) > 1)
     steps = f"{plan.steps:,}" if plan.steps is not None else counted(run.train.epochs or 0, "epoch")
     rows = {
@@ -54,7 +54,7 @@ def print_plan(run: RunConfig, plan: Plan) -> None:
     table.show_header = False
     for name, value in rows.items():
         table.add_row(name, value)
-    console = make_console()
+    console = make_console(stderr=stderr)
     console.print(table)
     if plan.steps is not None and (note := advice(run, plan.steps, plan.dp_replicate)):
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from llmtrain.commands.freeze import freeze, run_folder
 from llmtrain.commands.options import Options
 from llmtrain.commands.show import print_hosts, print_plan
 from llmtrain.config.extras import check_extras
+from llmtrain.config.groups.cloud import CloudLauncherConfig
 from llmtrain.config.groups.launcher import TorchrunLauncherConfig
 from llmtrain.config.paths import CHECKPOINTS
 from llmtrain.config.plan import Plan, make_plan
@@ -18,7 +19,7 @@ from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import to_yaml
 from llmtrain.data.stdin import keep_stdin
 from llmtrain.distributed.node import Node, this_node
-from llmtrain.errors import EXIT_OK, ConfigError
+from llmtrain.errors import EXIT_OK, ConfigError, require
 from llmtrain.launch import torchrun
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.local import join, launch
@@ -46,6 +47,10 @@ def run_train(options: Options) -> int:
 
         return run_sweep(options)
     run: RunConfig = composed.config
+    if isinstance(run.launcher, CloudLauncherConfig):
+        from llmtrain.commands.render import run_render
+
+        return run_render(options, run)
     if rank is None and not options.has("--dry-run"):
         run = dataclasses.replace(run, data=keep_stdin(run.data))
     plan = plan_run(run, None if rank is None else torchrun.world_size())
@@ -79,6 +84,10 @@ def plan_run(run: RunConfig, world_size: int | None = None) -> Plan:
     from llmtrain.data.locate import check_source
     from llmtrain.tokenizer.pretrained import check_tokenizer
 
+    require(
+        not isinstance(run.launcher, CloudLauncherConfig),
+        f"launcher={run.launcher.name} is for `llmtrain train` of one run, with --dry-run.",
+    )
     gpus = 0 if run.train.device == "cpu" else gpu_count()
     plan = make_plan(run, gpus=gpus, world_size=world_size)
     check_source(run.data)

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llmtrain.config.groups import (
     checkpoint,
+    cloud,
     data,
     gossip,
     launcher,
@@ -85,6 +86,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "launcher": {
         "local": launcher.LocalLauncherConfig,
         "torchrun": launcher.TorchrunLauncherConfig,
+        "kubernetes": cloud.KubernetesLauncherConfig,
+        "skypilot": cloud.SkyPilotLauncherConfig,
     },
 }
 """Groups whose choices differ in their fields: group -> value of `name` -> class."""

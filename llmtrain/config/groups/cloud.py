@@ -42,8 +42,9 @@ class CloudLauncherConfig(LauncherConfig):
     launcher.max_restarts allows happens before, on the hosts as they are."""
     port: int = 29500
     """Port of the first host where all meet."""
-    join_timeout_s: float = 1800.0
-    """How long hosts wait until all have come, seconds: images are pulled at different speeds."""
+    join_timeout_s: float = 21600.0
+    """How long hosts wait until all have come, seconds: images are pulled at different speeds, and
+    after a preemption the cluster may be full for hours."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

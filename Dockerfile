@@ -24,8 +24,7 @@ RUN mkdir llmtrain conf && touch llmtrain/__init__.py \
     && /opt/llmtrain/bin/pip uninstall --yes llmtrain
 COPY llmtrain llmtrain
 COPY conf conf
-RUN /opt/llmtrain/bin/pip install --no-deps . \
-    && /opt/llmtrain/bin/python -m compileall -q /opt/llmtrain/lib
+RUN /opt/llmtrain/bin/pip install --no-deps .
 
 FROM ${BASE}
 # A compiler is for train.compile=true, which has one make its kernels. Not pinned: Debian keeps no

@@ -39,10 +39,11 @@ format: setup  ## put the code into its one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## time a training step beside plain PyTorch, the loader, prepare beside bare encoders, checkpoints beside dd
+bench: setup  ## time a training step beside plain PyTorch, the loader, prepare beside bare encoders, checkpoints beside dd, a start beside torchrun
 	$(BIN)/python -m benchmarks $(ARGS)
 	test -n "$(ARGS)" || $(BIN)/python -m benchmarks.prepare
 	test -n "$(ARGS)" || $(BIN)/python -m benchmarks.checkpoint
+	test -n "$(ARGS)" || $(BIN)/python -m benchmarks.launch
 
 clean:  ## remove builds and caches; .venv/, runs/ and sweeps/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -22,6 +22,7 @@ from llmtrain.distributed.node import Node, node_rank
 from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER, UserError
 from llmtrain.lifeline import PARENT_ENV, die_with_parent
 from llmtrain.panel import show_user_error
+from llmtrain.startup import uncollected
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -59,16 +60,19 @@ def main(argv: list[str] | None = None) -> int:
     os.environ[PARENT_ENV] = str(os.getpid())
     run_dir = None if options.run_dir == "-" else Path(options.run_dir).absolute()
     if options.replicas is not None:
-        from llmtrain.fleet import run_fleet
+        with uncollected():
+            from llmtrain.fleet import run_fleet
 
         assert run_dir is not None
         return run_fleet(run_dir, options.replicas, options.nproc_per_node, handle)
     if options.rdzv_endpoint is None:
-        from llmtrain.elastic import run_workers
+        with uncollected():
+            from llmtrain.elastic import run_workers
 
         assert run_dir is not None
         return run_workers(run_dir, options.nproc_per_node, handle)
-    from llmtrain.elastic import run_hosts
+    with uncollected():
+        from llmtrain.elastic import run_hosts
 
     try:
         return run_hosts(run_dir, options.nproc_per_node, handle, _node(options), options.digest)

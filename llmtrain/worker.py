@@ -28,6 +28,7 @@ from llmtrain.lifeline import die_with_parent
 from llmtrain.log import log_path, setup_log
 from llmtrain.panel import show_note, show_user_error
 from llmtrain.secret import masked
+from llmtrain.startup import uncollected
 from llmtrain.train.stop import StopNow, StopRequest
 
 log = logging.getLogger(__name__)
@@ -120,8 +121,9 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
     t0 = time.monotonic()
     try:
         # Seconds in which a stop may be asked for: what has been set up by then is put right below.
-        from llmtrain.distributed.env import open_store
-        from llmtrain.tasks.train import run_replica, run_train, start_rank
+        with uncollected():
+            from llmtrain.distributed.env import open_store
+            from llmtrain.tasks.train import run_replica, run_train, start_rank
 
         if run_dir is not None:
             hold(run_dir)

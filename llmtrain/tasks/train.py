@@ -22,6 +22,7 @@ from llmtrain.data.prepare import Preparation, load_report
 from llmtrain.distributed.env import STOPPING, RankInfo, init_process_group, rank_info, share_text
 from llmtrain.durable import replace_text
 from llmtrain.errors import EXIT_OK, UserError
+from llmtrain.startup import uncollected
 from llmtrain.sync.server.packing import owners
 from llmtrain.sync.transport.line import Line
 from llmtrain.sync.transport.lines import Lines
@@ -107,7 +108,8 @@ def run_train(
         return run_simulated(run, plan, run_dir, prepared, info, console, stop)
     where = Whereabouts(paths.place_path(run_dir, info.rank))
     with watching(where, run.train, info, store, run_dir, hung):
-        parts = build_parts(run, plan, run_dir, prepared, info, console)
+        with uncollected():
+            parts = build_parts(run, plan, run_dir, prepared, info, console)
         parts.where = where
         if info.is_main:
             # A run keeps its tokenizer: it can be read when the prepared data is long gone. Not

@@ -71,7 +71,7 @@ def measure_matmul_flops(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     size: int | None = None,
-    at_least_s: float = 0.3,
+    at_least_s: float = 0.1,
 ) -> float:
     """Return the best rate, in FLOP/s, of a square matrix product on `device`.
 

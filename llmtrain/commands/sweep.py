@@ -37,7 +37,7 @@ from llmtrain.errors import (
     ConfigError,
     UserError,
 )
-from llmtrain.launch import torchrun
+from llmtrain.launch import foreign
 from llmtrain.panel import show_note, show_user_error
 from llmtrain.units import counted, format_duration
 
@@ -73,8 +73,10 @@ def run_sweep(options: Options) -> int:
     Raises:
         ConfigError: when the sweep itself cannot be read.
     """
-    if torchrun.rank() is not None:
-        raise ConfigError("A multirun starts its own processes: run it without torchrun.")
+    if foreign.rank() is not None:
+        raise ConfigError(
+            "A multirun starts its own processes: run it without torchrun, srun or mpirun."
+        )
     with composer("train", options.config_dirs) as hydra:
         jobs, base = make_jobs(hydra, options.overrides)
         if options.has("--cfg") or options.has("--dry-run"):

@@ -141,18 +141,7 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
     axes, total = _axis_sizes(run, gpus=gpus, world_size=world_size)
     dp = axes["dp_replicate"] * axes["dp_shard"]
     batch = run.train.global_batch_size
-    nnodes = run.launcher.nnodes if world_size is None else 1
-    require(
-        total % nnodes == 0,
-        f"launcher.nnodes={nnodes} hosts cannot share the {total} processes of this strategy "
-        f"evenly; {_even(total, nnodes)}.",
-    )
-    per_node = total // nnodes
-    require(
-        gpus == 0 or run.train.device == "cpu" or world_size is not None or per_node <= gpus,
-        f"launcher.nproc_per_node={per_node} processes need a GPU each, and this machine has "
-        f"{gpus}; try launcher.nproc_per_node={gpus} or train.device=cpu.",
-    )
+    nnodes, per_node = _hosts(run, total, gpus=gpus, world_size=world_size)
     require(
         batch % dp == 0,
         f"train.global_batch_size={batch} cannot be divided over {dp} data-parallel processes; "
@@ -183,11 +172,6 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
         steps=_steps(run, tokens_per_step),
         **axes,
     )
-    require(
-        plan.servers == 0 or plan.nnodes == 1,
-        f"launcher.nnodes={plan.nnodes}: sync={run.sync.name} has its server and replicas on one "
-        "machine; use launcher=local, or another sync.",
-    )
     _check_schedule(run, plan)
     _check_trace(run, plan)
     check_meetings(run, axes, plan.steps)
@@ -201,9 +185,33 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
     return plan
 
 
+def _hosts(run: RunConfig, total: int, *, gpus: int, world_size: int | None) -> tuple[int, int]:
+    """Return hosts and processes on each; those that exist already are taken as of one host."""
+    nnodes = run.launcher.nnodes if world_size is None else 1
+    fitting = next(n for n in range(nnodes, 0, -1) if total % n == 0)
+    require(
+        fitting == nnodes,
+        f"launcher.nnodes={nnodes} hosts cannot share the {total} processes of this strategy "
+        f"evenly; try launcher.nnodes={fitting}, or other sizes of its axes.",
+    )
+    per_node = total // nnodes
+    require(
+        gpus == 0 or run.train.device == "cpu" or world_size is not None or per_node <= gpus,
+        f"launcher.nproc_per_node={per_node} processes need a GPU each, and this machine has "
+        f"{gpus}; try launcher.nproc_per_node={gpus} or train.device=cpu.",
+    )
+    return nnodes, per_node
+
+
 def _servers(run: RunConfig) -> int:
-    is_virtual = run.sync.simulate.workers is not None
-    return run.sync.servers if isinstance(run.sync, ServedConfig) and not is_virtual else 0
+    if not isinstance(run.sync, ServedConfig) or run.sync.simulate.workers is not None:
+        return 0
+    require(
+        run.launcher.nnodes == 1,
+        f"launcher.nnodes={run.launcher.nnodes}: sync={run.sync.name} has its server and replicas "
+        "on one machine; use launcher=local, or another sync.",
+    )
+    return run.sync.servers
 
 
 def _micro_batches(share: int, pp: int, schedule: str) -> int:
@@ -240,7 +248,7 @@ def _axis_sizes(run: RunConfig, *, gpus: int, world_size: int | None) -> tuple[d
         on_gpus = gpus and run.train.device != "cpu"
         spare = max(gpus * nnodes // fixed, 1) if on_gpus else 2 * nnodes
         total = fixed * _fitting(run, open_axis, spare) if open_axis else fixed
-    source = "torchrun started" if world_size else f"launcher.nproc_per_node={total} starts"
+    source = "there are" if world_size else f"launcher.nproc_per_node={total} starts"
     if nnodes > 1 and not world_size and per_node:
         source = f"launcher.nnodes={nnodes} x launcher.nproc_per_node={per_node} starts"
     shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size not in (None, 1))
@@ -334,12 +342,6 @@ def _check_trace(run: RunConfig, plan: Plan) -> None:
         f"{metrics.trace_steps} trace up to step {needed}, and train.steps={plan.steps}; lower "
         "them, or train longer.",
     )
-
-
-def _even(total: int, nnodes: int) -> str:
-    """Return what to do about `total` processes that `nnodes` hosts cannot share."""
-    fitting = [n for n in range(nnodes, 0, -1) if total % n == 0]
-    return f"try launcher.nnodes={fitting[0]}, or other sizes of its axes"
 
 
 def _nearest_multiples(value: int, divisor: int) -> str:

@@ -183,8 +183,11 @@ class Meeting:
         """Return what to say when not all hosts have come in time."""
         here = ""
         if isinstance(self.handler, DynamicRendezvousHandler):
-            came = sorted(node.addr for node in self.handler._state_holder.state.participants)
-            here = f"; {len(came)} came: {', '.join(came)}"
+            others = self.handler._state_holder.state.participants
+            numbered = self.node.rank is not None
+            names = (node.addr.partition(".")[2] if numbered else node.addr for node in others)
+            came = {self.host, *names}
+            here = f"; {len(came)} came: {', '.join(sorted(came))}"
         needed = f"launcher.nnodes={self.nnodes}"
         if self.node.min_nodes < self.nnodes:
             needed = f"launcher.min_nodes={self.node.min_nodes}"

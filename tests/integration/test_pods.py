@@ -1,7 +1,6 @@
 """The command of a rendered pod, run as the pod would: with its arguments and variables."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -68,7 +67,7 @@ def test_one_pod_trains_and_a_new_one_goes_on(tmp_path: Path) -> None:
     assert f"resuming {run_dir}" in told
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert config["train"]["sample_prompt"] == prompt
-    assert os.listdir(tmp_path / "cache"), "the data is kept on the volume"
+    assert list((tmp_path / "cache").iterdir()), "the data is kept on the volume"
 
 
 def test_two_pods_meet_and_train(tmp_path: Path) -> None:

@@ -88,11 +88,6 @@ def flat(told: str) -> str:
     return " ".join(told.replace("│", " ").split())
 
 
-def words_of(pids: list[int]) -> list[bytes]:
-    """Return the command lines of processes."""
-    return [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
-
-
 def test_two_hosts_train_what_one_process_does(two: Room) -> None:
     first, second = two.start_all("strategy=data", "strategy.zero=3")
     assert first.ended(END_S) == 0, first.err
@@ -124,10 +119,9 @@ def test_what_cannot_be_reached_is_named(two: Room) -> None:
 @SLOW
 def test_within_thirty_seconds_by_default(two: Room) -> None:
     program = two.start(1, "strategy=data", endpoint="hots0:29500")
-    wait_until(lambda: any(b"llmtrain.agent" in w for w in words_of(two.hosts.pids(1))), "agent")
-    began = time.monotonic()
-    assert program.ended(60) == 2
-    assert time.monotonic() - began < 30
+    assert program.ended(120) == 2
+    # Of the thirty the import of torch may take ten; on a busy machine it takes more.
+    assert "tried for 20 s" in flat(program.err)
 
 
 @SLOW

@@ -241,11 +241,14 @@ class Meeting:
             time.sleep(TRY_S)
 
     def leave(self, hosts: int) -> None:
-        """Take note that this host is done; the first waits for the others: its store is theirs.
+        """Take note that the run is over here; the first host waits for the others: its store is
+        theirs.
 
         Args:
             hosts: How many took part.
         """
+        # Ends its thread, too: one that is inside the store while the interpreter ends aborts.
+        self.handler.shutdown()
         try:
             gone = self._store.add("left", 1)
             until = time.monotonic() + LEAVE_S

@@ -25,6 +25,7 @@ from llmtrain.config.store import load_run_config
 from llmtrain.distributed.loopback import HOST, LoopbackRendezvous
 from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.launch.attempts import Attempts
+from llmtrain.launch.environment import worker_environment
 from llmtrain.launch.failure import (
     Failure,
     before_training,
@@ -122,6 +123,9 @@ def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., A
     """
     _log_to_file(run_dir)
     run = load_run_config(run_dir / CONFIG)
+    # A launcher has done so already; under Slurm there is none.
+    os.environ.update(worker_environment(run.launcher, processes))
+    put_by(run_dir)
     # The signals that matter are ours.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     spec = WorkerSpec(

@@ -9,7 +9,9 @@ from llmtrain.commands.compose import composer
 from llmtrain.commands.freeze import freeze, run_folder
 from llmtrain.commands.options import Options
 from llmtrain.commands.show import print_plan
+from llmtrain.commands.submit import in_time, planned_dir, script_of, submit
 from llmtrain.config.extras import check_extras
+from llmtrain.config.groups.slurm import SlurmLauncherConfig
 from llmtrain.config.paths import CHECKPOINTS
 from llmtrain.config.plan import Plan, make_plan
 from llmtrain.config.schema import RunConfig
@@ -19,6 +21,7 @@ from llmtrain.errors import EXIT_OK, ConfigError
 from llmtrain.launch import torchrun
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.local import launch
+from llmtrain.launch.slurm import refuse_active
 from llmtrain.machine import gpu_count
 from llmtrain.panel import show_note
 from llmtrain.train.push_log import read_pushes
@@ -43,6 +46,10 @@ def run_train(options: Options) -> int:
 
         return run_sweep(options)
     run: RunConfig = composed.config
+    if isinstance(run.launcher, SlurmLauncherConfig):
+        if rank is not None:
+            raise ConfigError("launcher=slurm submits a job: run it without torchrun.")
+        run = in_time(run)
     if rank is None and not options.has("--dry-run"):
         run = dataclasses.replace(run, data=keep_stdin(run.data))
     plan = plan_run(run, None if rank is None else torchrun.world_size())
@@ -56,7 +63,11 @@ def run_train(options: Options) -> int:
         return torchrun.become_worker("-", run.launcher)
     if options.has("--dry-run"):
         print_plan(run, plan)
+        if isinstance(run.launcher, SlurmLauncherConfig):
+            print(f"\n{script_of(run, plan, planned_dir(run))}", end="")
         return EXIT_OK
+    if isinstance(run.launcher, SlurmLauncherConfig):
+        return submit(run, plan, options.overrides)
     return start(run, plan, options.overrides, under_torchrun=rank is not None)
 
 
@@ -69,7 +80,7 @@ def plan_run(run: RunConfig, world_size: int | None = None) -> Plan:
     from llmtrain.data.locate import check_source
     from llmtrain.tokenizer.pretrained import check_tokenizer
 
-    gpus = 0 if run.train.device == "cpu" else gpu_count()
+    gpus = 0 if run.train.device == "cpu" else _gpus(run)
     plan = make_plan(run, gpus=gpus, world_size=world_size)
     check_source(run.data)
     check_tokenizer(run.tokenizer)
@@ -79,6 +90,13 @@ def plan_run(run: RunConfig, world_size: int | None = None) -> Plan:
         assert simulate.workers is not None
         read_pushes(Path(simulate.log), simulate.workers)
     return plan
+
+
+def _gpus(run: RunConfig) -> int:
+    """Return the GPUs of each machine that the run is for."""
+    if isinstance(run.launcher, SlurmLauncherConfig):
+        return run.launcher.gpus_per_node or 0
+    return gpu_count()
 
 
 def start(
@@ -91,6 +109,7 @@ def start(
     """
     run_dir = run_folder(run)
     with claimed(run_dir):
+        refuse_active(run_dir)
         # Before the folder's config is replaced: a refused start must leave the run as it was.
         check_newest(
             run_dir / CHECKPOINTS,

@@ -23,6 +23,7 @@ from llmtrain.config.groups import (
     optimizer,
     scheduler,
     served,
+    slurm,
     strategy,
     sync,
     tokenizer,
@@ -31,6 +32,7 @@ from llmtrain.config.groups import (
 )
 from llmtrain.config.groups.checkpoint_command import CheckpointCommandConfig
 from llmtrain.config.groups.inference import EvaluateConfig, GenerateConfig
+from llmtrain.config.groups.logs import LogsConfig
 from llmtrain.config.groups.prepared import InspectConfig, SamplesConfig
 from llmtrain.config.groups.replay import ReplayConfig
 from llmtrain.config.schema import PrepareConfig, RunConfig, VerifyRunConfig
@@ -82,7 +84,10 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "wsd": scheduler.WSDConfig,
         "inverse_sqrt": scheduler.InverseSqrtConfig,
     },
-    "launcher": {"local": launcher.LocalLauncherConfig},
+    "launcher": {
+        "local": launcher.LocalLauncherConfig,
+        "slurm": slurm.SlurmLauncherConfig,
+    },
 }
 """Groups whose choices differ in their fields: group -> value of `name` -> class."""
 
@@ -104,6 +109,7 @@ ROOTS: dict[str, type] = {
     "inspect": InspectConfig,
     "samples": SamplesConfig,
     "checkpoint_command": CheckpointCommandConfig,
+    "logs": LogsConfig,
 }
 """The root dataclass of each command that takes overrides; `inspect` and `samples` are flags of
 `prepare`."""

@@ -11,8 +11,10 @@ class LauncherConfig:
 
     name: str
     """local."""
+    nnodes: int = 1
+    """Hosts; each runs launcher.nproc_per_node processes."""
     nproc_per_node: int | None = None
-    """Processes on this machine; null: what the strategy needs (an open axis takes one process a
+    """Processes on each host; null: what the strategy needs (an open axis takes one process a
     GPU, or two where there is none)."""
     threads_per_process: int | None = None
     """CPU threads of each process; null: the machine's cores divided among them."""
@@ -24,7 +26,7 @@ class LauncherConfig:
     step), and huge pages where the kernel has them. Ignored off Linux."""
 
     def __post_init__(self) -> None:
-        for key in ("nproc_per_node", "threads_per_process"):
+        for key in ("nnodes", "nproc_per_node", "threads_per_process"):
             value = getattr(self, key)
             require(value is None or value > 0, f"launcher.{key}={value} must be positive.")
         require(

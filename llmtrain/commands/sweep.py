@@ -7,6 +7,7 @@
 A job that fails, or that cannot even be composed, does not stop the others.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -22,6 +23,8 @@ from llmtrain.commands.compose import Composer, SweepBase, composer
 from llmtrain.commands.options import Options
 from llmtrain.commands.secrets import refuse_secrets
 from llmtrain.commands.show import plain_table, print_plan
+from llmtrain.commands.submit import launcher_of
+from llmtrain.commands.submit_array import ArrayRun, submit_array, tell_array, wait_for_array
 from llmtrain.commands.train import plan_run, start
 from llmtrain.config.paths import RESULT, default_sweep_dir, make_run_dir
 from llmtrain.config.plan import Plan
@@ -86,9 +89,46 @@ def run_sweep(options: Options) -> int:
             )
         folder = make_run_dir(default_sweep_dir(base.experiment_name), logs=False)
         show_note(f"{counted(len(jobs), 'job')} in {folder}")
+        if chosen_launcher(hydra, jobs) == "slurm":
+            return _submit(hydra, jobs, folder)
         code = _run_jobs(hydra, jobs, folder)
     show_table(jobs)
     return code
+
+
+def chosen_launcher(hydra: Composer, jobs: Sequence[Job]) -> str:
+    """Return the launcher of the first job that can be composed; "": none can."""
+    for job in jobs:
+        with contextlib.suppress(UserError):
+            return hydra.compose(job.overrides).config.launcher.name
+    return ""
+
+
+def _submit(hydra: Composer, jobs: Sequence[Job], folder: Path) -> int:
+    """Freeze all jobs and submit them as one array; return the exit code."""
+    runs: dict[int, ArrayRun] = {}
+    for job in jobs:
+        try:
+            run, plan = _prepare(hydra, job, folder)
+            runs[job.number] = ArrayRun(run, plan, job.overrides)
+        except UserError as error:
+            job.status, job.error = "refused", str(error)
+            show_user_error(error)
+    _save(jobs, folder)
+    if not runs:
+        return EXIT_USER
+    submitted = submit_array(folder, runs)
+    tell_array(folder, submitted, len(runs))
+    launcher = launcher_of(next(iter(runs.values())).run)
+    if not launcher.wait:
+        return EXIT_OK
+    code = wait_for_array(folder, list(runs), launcher.poll_s)
+    for number in runs:
+        _read_result(jobs[number])
+    _save(jobs, folder)
+    show_table(jobs)
+    refused = any(job.status == "refused" for job in jobs)
+    return EXIT_BUG if refused and code == EXIT_OK else code
 
 
 def make_jobs(hydra: Composer, overrides: Sequence[str]) -> tuple[list[Job], SweepBase]:

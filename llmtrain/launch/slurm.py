@@ -122,15 +122,17 @@ def ask(job_id: str) -> JobState:
         done = _call(["scontrol", "show", "job", "--oneliner", job_id])
     except ConfigError:
         return JobState("UNKNOWN")
-    if done.returncode != 0:
+    states = [_state(line) for line in done.stdout.splitlines() if line.strip()]
+    if done.returncode != 0 or not states:
         return JobState("UNKNOWN")
-    return parse_state(done.stdout)
+    # An array has a line for each task.
+    return next((state for state in states if state.is_active), states[0])
 
 
-def parse_state(text: str) -> JobState:
+def _state(line: str) -> JobState:
     """Return the state in a line of `scontrol show job`: words of KEY=VALUE, the first counts."""
     found: dict[str, str] = {}
-    for word in text.split():
+    for word in line.split():
         key, _, value = word.partition("=")
         found.setdefault(key, value)
     reason = found.get("Reason", "")

@@ -12,19 +12,30 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.api import (
+    RunResult,
+    WorkerGroup,
+    WorkerSpec,
+    WorkerState,
+)
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
+from torch.distributed.elastic.rendezvous import RendezvousHandler
+from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
 
 from llmtrain.config.paths import CONFIG, LOGS
 from llmtrain.config.store import load_run_config
+from llmtrain.distributed.env import ROUND_ENV
+from llmtrain.distributed.hosts import Meeting
 from llmtrain.distributed.loopback import HOST, LoopbackRendezvous
+from llmtrain.distributed.node import Node, interface_towards
 from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.launch.attempts import Attempts
+from llmtrain.launch.elsewhere import leave_word, report_host, report_incomplete
 from llmtrain.launch.environment import worker_environment
 from llmtrain.launch.failure import (
     Failure,
@@ -41,6 +52,8 @@ from llmtrain.launch.failure import (
 from llmtrain.launch.kills import Kills
 from llmtrain.launch.process import as_sent, is_ready
 from llmtrain.panel import show_note
+
+log = logging.getLogger(__name__)
 
 AFTER_GRACE_S = 10
 """How long after the end of checkpoint.grace_s workers that have not ended by then are killed."""
@@ -62,11 +75,15 @@ class Logs(LogsSpecs):
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """Return where the output of each local rank goes; "": where the agent's goes."""
-        out = {rank: str(output_path(self.run_dir, rank, "out")) if rank else "" for rank in envs}
-        err = {rank: str(output_path(self.run_dir, rank, "err")) if rank else "" for rank in envs}
+        ranks = {local: int(env["RANK"]) for local, env in envs.items()}
+
+        def files(kind: str) -> dict[int, str]:
+            paths = {local: output_path(self.run_dir, rank, kind) for local, rank in ranks.items()}
+            return {local: str(path) if ranks[local] else "" for local, path in paths.items()}
+
         # Ours stand in logs/failure_rank_N.json; torch only asks whether these exist.
-        reports = {rank: f"{failure_path(self.run_dir, rank)}.torch" for rank in envs}
-        return LogsDest(out, err, error_files=reports)
+        reports = {n: f"{failure_path(self.run_dir, rank)}.torch" for n, rank in ranks.items()}
+        return LogsDest(files("out"), files("err"), error_files=reports)
 
 
 class Agent(LocalElasticAgent):
@@ -76,11 +93,16 @@ class Agent(LocalElasticAgent):
     swallows exceptions.
     """
 
-    def __init__(self, spec: WorkerSpec, run_dir: Path, grace_s: float) -> None:
+    def __init__(
+        self, spec: WorkerSpec, run_dir: Path, grace_s: float, meeting: Meeting | None = None
+    ) -> None:
         timeout_s = math.ceil(grace_s) + AFTER_GRACE_S
         super().__init__(spec, Logs(run_dir), shutdown_timeout=timeout_s)
-        self._run_dir = run_dir
-        self._attempts = Attempts(run_dir, spec.max_restarts)
+        self._run_dir, self._meeting = run_dir, meeting
+        self._is_meeting = False
+        self._attempts = Attempts(
+            run_dir, spec.max_restarts, host=None if meeting is None else meeting.host
+        )
         self.got: signal.Signals | None = None
         """The first signal."""
         self.since, self.before = time.time(), Kills.now()
@@ -89,6 +111,31 @@ class Agent(LocalElasticAgent):
     def on_signal(self, signum: int, frame: types.FrameType | None) -> None:
         """Remember the first signal; later ones change nothing."""
         self.got = self.got or as_sent(signum)
+        if self._is_meeting:
+            # Other hosts may be waited for, for minutes, and no worker has begun.
+            raise SignalException(f"got {self.got.name}", sigval=self.got)
+
+    @property
+    def hosts(self) -> int:
+        """How many hosts take part; 1 before they have met."""
+        return self._worker_group.group_world_size or 1
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        if self._meeting is None:
+            super()._rendezvous(worker_group)
+            return
+        self._is_meeting = True
+        try:
+            super()._rendezvous(worker_group)
+        finally:
+            self._is_meeting = False
+        os.environ[ROUND_ENV] = str(self._meeting.round)
+        first, world_size = worker_group.workers[0].global_rank, worker_group.workers[0].world_size
+        last = worker_group.workers[-1].global_rank
+        show_note(
+            f"{self.hosts} of {self._meeting.nnodes} hosts, {world_size} processes; here are ranks "
+            f"{first} to {last}" + ("" if first == 0 else ", and rank 0's host shows the output")
+        )
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         if self.got is not None:
@@ -102,8 +149,16 @@ class Agent(LocalElasticAgent):
         return result
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
-        self._stop_workers(worker_group)
-        put_by(self._run_dir)
+        if self._meeting is None:
+            self._stop_workers(worker_group)
+        else:
+            # Hosts that come to a whole world save first; where ranks have died nothing can be
+            # saved, and what waits for them would not hear a SIGTERM.
+            is_whole = worker_group.state == WorkerState.HEALTHY
+            grows = is_whole and self.hosts < self._meeting.nnodes
+            self._shutdown(signal.SIGTERM if grows else signal.SIGKILL, self._shutdown_timeout)
+        if self._meeting is None or self._meeting.leads:
+            put_by(self._run_dir)
         self.since, self.before = time.time(), Kills.now()
         super()._restart_workers(worker_group)
 
@@ -121,29 +176,18 @@ def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., A
         processes: Workers.
         handle: Installs a signal handler.
     """
-    _log_to_file(run_dir)
+    _log_to_file(run_dir, "agent.log")
     run = load_run_config(run_dir / CONFIG)
-    # A launcher has done so already; under Slurm there is none.
+    # A launcher has done both already; an agent that a batch script starts has none.
     os.environ.update(worker_environment(run.launcher, processes))
     put_by(run_dir)
-    # The signals that matter are ours.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-    spec = WorkerSpec(
-        role="worker",
-        local_world_size=processes,
-        rdzv_handler=LoopbackRendezvous(),
-        entrypoint=sys.executable,
-        args=("-P", "-m", "llmtrain.worker", str(run_dir)),
-        max_restarts=run.launcher.max_restarts,
-        monitor_interval=MONITOR_INTERVAL_S,
-        local_addr=HOST,
-    )
+    spec = _spec(run_dir, processes, LoopbackRendezvous(), run.launcher.max_restarts, HOST)
     agent = Agent(spec, run_dir, run.checkpoint.grace_s)
     handle(agent.on_signal)
     try:
         result = agent.run()
     except SignalException:
-        return _after_signal(run_dir, processes, agent)
+        return _after_signal(run_dir, range(processes), agent)
     finally:
         drop_empty_outputs(run_dir)
     if not result.is_failed():
@@ -151,13 +195,82 @@ def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., A
     return report_failure(run_dir, agent.failures(result), since=agent.since, before=agent.before)
 
 
-def _after_signal(run_dir: Path, processes: int, agent: Agent) -> int:
+def run_hosts(
+    run_dir: Path | None,
+    processes: int,
+    handle: Callable[[Callable[..., Any]], None],
+    node: Node,
+    digest: str,
+) -> int:
+    """Run this host's `processes` workers of a run over several hosts; return the exit code.
+
+    Args:
+        run_dir: A frozen run directory; None: the first host tells it.
+        processes: Workers of this host.
+        handle: Installs a signal handler.
+        node: This host.
+        digest: Of the configuration; "": not compared.
+
+    Raises:
+        ConfigError: when the hosts cannot meet, or do not share the run directory.
+    """
+    meeting = Meeting(node)
+    if meeting.leads and run_dir is not None:
+        put_by(run_dir)  # before the others begin
+    run_dir = meeting.agree(run_dir, digest)
+    _log_to_file(run_dir, f"agent_{meeting.host}.log")
+    run = load_run_config(run_dir / CONFIG)
+    interface = interface_towards(node.host, node.port)
+    os.environ.update(
+        worker_environment(run.launcher, processes, hosts=node.nnodes, interface=interface)
+    )
+    spec = _spec(run_dir, processes, meeting.handler, run.launcher.max_restarts, meeting.host)
+    agent = Agent(spec, run_dir, run.checkpoint.grace_s, meeting)
+    handle(agent.on_signal)
+    result: RunResult | None = None
+    try:
+        result = agent.run()
+        if result is not None and not result.is_failed():
+            return EXIT_OK
+        failures = agent.failures(result) if result is not None else []
+        leave_word(run_dir, failures)
+        return report_host(run_dir, failures, since=agent.since, before=agent.before)
+    except SignalException:
+        ranks = [worker.global_rank for worker in agent.get_worker_group().workers]
+        return _after_signal(run_dir, ranks, agent)
+    except RendezvousTimeoutError:
+        return report_incomplete(run_dir, meeting.incomplete(), since=agent.since)
+    except RendezvousError as error:
+        log.warning("the meeting broke up", exc_info=error)
+        return report_host(run_dir, [], since=agent.since, lost=node.endpoint)
+    finally:
+        meeting.leave(agent.hosts)
+        if meeting.leads:
+            drop_empty_outputs(run_dir)
+
+
+def _spec(
+    run_dir: Path, processes: int, handler: RendezvousHandler, max_restarts: int, host: str
+) -> WorkerSpec:
+    # The signals that matter are ours.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+    return WorkerSpec(
+        role="worker",
+        local_world_size=processes,
+        rdzv_handler=handler,
+        entrypoint=sys.executable,
+        args=("-P", "-m", "llmtrain.worker", str(run_dir)),
+        max_restarts=max_restarts,
+        monitor_interval=MONITOR_INTERVAL_S,
+        local_addr=host,
+    )
+
+
+def _after_signal(run_dir: Path, ranks: Iterable[int], agent: Agent) -> int:
     """Return the exit code of workers that a signal has ended."""
     # Only a clean end is the signal's: a rank that could not save its checkpoint has failed.
     ended = {
-        rank: (EXIT_BUG, time.time())
-        for rank in range(processes)
-        if failure_path(run_dir, rank).is_file()
+        rank: (EXIT_BUG, time.time()) for rank in ranks if failure_path(run_dir, rank).is_file()
     }
     if ended:
         return report_failure(
@@ -169,10 +282,10 @@ def _after_signal(run_dir: Path, processes: int, agent: Agent) -> int:
     return code
 
 
-def _log_to_file(run_dir: Path) -> None:
-    """Move what torch's agent says of its workers from the terminal to logs/agent.log."""
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.partition(".")[0] == "torch" and isinstance(logger, logging.Logger):
+def _log_to_file(run_dir: Path, name: str) -> None:
+    """Move what torch's agent says of its workers from the terminal to logs/NAME."""
+    for logger_name, logger in list(logging.root.manager.loggerDict.items()):
+        if logger_name.partition(".")[0] == "torch" and isinstance(logger, logging.Logger):
             logger.handlers.clear()
             logger.propagate = True
-    logging.root.handlers = [logging.FileHandler(run_dir / LOGS / "agent.log", delay=True)]
+    logging.root.handlers = [logging.FileHandler(run_dir / LOGS / name, delay=True)]

@@ -1,9 +1,12 @@
 """What a command answers on stdout, as tables."""
 
 import dataclasses
+import shlex
+from collections.abc import Sequence
 
 from rich.table import Table
 
+from llmtrain.config.groups.launcher import TorchrunLauncherConfig
 from llmtrain.config.meetings import advice
 from llmtrain.config.plan import AXES, Plan
 from llmtrain.config.schema import RunConfig
@@ -33,7 +36,9 @@ def print_plan(run: RunConfig, plan: Plan) -> None:
         "tokenizer": run.tokenizer.name,
         "strategy": f"{run.strategy.name}"
         + (f", zero {run.strategy.zero}" if run.strategy.zero else ""),
-        "processes": f"{plan.world_size}" + (f" = {axes}" if axes else ""),
+        "processes": f"{plan.world_size}"
+        + (f" on {plan.nnodes} hosts" if plan.nnodes > 1 else "")
+        + (f" = {axes}" if axes else ""),
         "sync": describe_sync(run, plan),
         "batch": f"{counted(plan.global_batch_size, 'sequence')} = {plan.dp} data-parallel x "
         f"{counted(plan.gradient_accumulation_steps, 'micro-batch', 'micro-batches')} x "
@@ -53,6 +58,20 @@ def print_plan(run: RunConfig, plan: Plan) -> None:
     console.print(table)
     if plan.steps is not None and (note := advice(run, plan.steps, plan.dp_replicate)):
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_hosts(launcher: TorchrunLauncherConfig, overrides: Sequence[str]) -> None:
+    """Print what to start on each host."""
+    console = make_console()
+    words = [word for word in overrides if not word.startswith("launcher.node_rank=")]
+    line = shlex.join(["llmtrain", "train", *words])
+    said = [(f"host {n}", f"{line} launcher.node_rank={n}") for n in range(launcher.nnodes)]
+    if launcher.node_rank is None and launcher.rdzv_backend == "c10d":
+        name = (launcher.rdzv_endpoint or "this machine").rpartition(":")[0]
+        said = [("on every host", f"{line}    # {name} is the first")]
+    console.print("\nto be started, with the same code and a file system that all hosts share:")
+    for host, command in said:
+        console.print(f"  {host}: {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 def describe_sync(run: RunConfig, plan: Plan) -> str:

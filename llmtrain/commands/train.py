@@ -1,6 +1,7 @@
 """`llmtrain train`: compose, plan, check, freeze, start."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,19 +9,21 @@ from llmtrain.checkpoint.compatible import check_newest
 from llmtrain.commands.compose import composer
 from llmtrain.commands.freeze import freeze, run_folder
 from llmtrain.commands.options import Options
-from llmtrain.commands.show import print_plan
+from llmtrain.commands.show import print_hosts, print_plan
 from llmtrain.commands.submit import in_time, planned_dir, script_of, submit
 from llmtrain.config.extras import check_extras
+from llmtrain.config.groups.launcher import TorchrunLauncherConfig
 from llmtrain.config.groups.slurm import SlurmLauncherConfig
 from llmtrain.config.paths import CHECKPOINTS
 from llmtrain.config.plan import Plan, make_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import to_yaml
 from llmtrain.data.stdin import keep_stdin
+from llmtrain.distributed.node import Node, this_node
 from llmtrain.errors import EXIT_OK, ConfigError
 from llmtrain.launch import torchrun
 from llmtrain.launch.claim import claimed
-from llmtrain.launch.local import launch
+from llmtrain.launch.local import join, launch
 from llmtrain.launch.slurm import refuse_active
 from llmtrain.machine import gpu_count
 from llmtrain.panel import show_note
@@ -63,11 +66,18 @@ def run_train(options: Options) -> int:
         return torchrun.become_worker("-", run.launcher)
     if options.has("--dry-run"):
         print_plan(run, plan)
+        if isinstance(run.launcher, TorchrunLauncherConfig):
+            print_hosts(run.launcher, options.overrides)
         if isinstance(run.launcher, SlurmLauncherConfig):
             print(f"\n{script_of(run, plan, planned_dir(run))}", end="")
         return EXIT_OK
     if isinstance(run.launcher, SlurmLauncherConfig):
         return submit(run, plan, options.overrides)
+    if isinstance(run.launcher, TorchrunLauncherConfig) and rank is None:
+        node = this_node(run.launcher)
+        if not node.leads:
+            return join(run, plan, node, digest(run))
+        return start(run, plan, options.overrides, node=node)
     return start(run, plan, options.overrides, under_torchrun=rank is not None)
 
 
@@ -99,10 +109,31 @@ def _gpus(run: RunConfig) -> int:
     return gpu_count()
 
 
+def digest(run: RunConfig) -> str:
+    """Return a digest of what all hosts of a run must have in common."""
+    launcher = run.launcher
+    if isinstance(launcher, TorchrunLauncherConfig):
+        launcher = dataclasses.replace(launcher, node_rank=None)
+    common = dataclasses.replace(run, run_dir=None, launcher=launcher)
+    return hashlib.sha256(to_yaml(common).encode()).hexdigest()[:16]
+
+
 def start(
-    run: RunConfig, plan: Plan, overrides: Sequence[str], *, under_torchrun: bool = False
+    run: RunConfig,
+    plan: Plan,
+    overrides: Sequence[str],
+    *,
+    under_torchrun: bool = False,
+    node: Node | None = None,
 ) -> int:
     """Freeze the run directory and train from it; return the exit code.
+
+    Args:
+        run: The configuration.
+        plan: Its plan.
+        overrides: As typed.
+        under_torchrun: Whether this process is a rank and becomes its worker.
+        node: This host, the first of several; null: it is alone.
 
     Raises:
         ConfigError: when the run directory cannot be had.
@@ -120,6 +151,6 @@ def start(
         if freeze(run, plan, overrides, run_dir):
             show_note(f"resuming {run_dir}")
         if not under_torchrun:
-            return launch(run_dir, run, plan)
+            return launch(run_dir, run, plan, node=node, digest="" if node is None else digest(run))
         # Inside: the claim is passed on to the worker that this process becomes.
         return torchrun.become_worker(str(run_dir), run.launcher)

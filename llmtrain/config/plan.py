@@ -141,11 +141,7 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
     axes, total = _axis_sizes(run, gpus=gpus, world_size=world_size)
     dp = axes["dp_replicate"] * axes["dp_shard"]
     batch = run.train.global_batch_size
-    require(
-        gpus == 0 or run.train.device == "cpu" or world_size is not None or total <= gpus,
-        f"launcher.nproc_per_node={total} processes need a GPU each, and this machine has {gpus}; "
-        f"try launcher.nproc_per_node={gpus} or train.device=cpu.",
-    )
+    nnodes, per_node = _hosts(run, total, gpus=gpus, world_size=world_size)
     require(
         batch % dp == 0,
         f"train.global_batch_size={batch} cannot be divided over {dp} data-parallel processes; "
@@ -163,8 +159,8 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
     )
     tokens_per_step = batch * run.model.seq_len
     plan = Plan(
-        nnodes=1,
-        nproc_per_node=total,
+        nnodes=nnodes,
+        nproc_per_node=per_node,
         world_size=total,
         dp=dp,
         global_batch_size=batch,
@@ -189,9 +185,33 @@ def make_plan(run: RunConfig, *, gpus: int, world_size: int | None = None) -> Pl
     return plan
 
 
+def _hosts(run: RunConfig, total: int, *, gpus: int, world_size: int | None) -> tuple[int, int]:
+    """Return hosts and processes on each; those that exist already are taken as of one host."""
+    nnodes = run.launcher.nnodes if world_size is None else 1
+    fitting = next(n for n in range(nnodes, 0, -1) if total % n == 0)
+    require(
+        fitting == nnodes,
+        f"launcher.nnodes={nnodes} hosts cannot share the {total} processes of this strategy "
+        f"evenly; try launcher.nnodes={fitting}, or other sizes of its axes.",
+    )
+    per_node = total // nnodes
+    require(
+        gpus == 0 or run.train.device == "cpu" or world_size is not None or per_node <= gpus,
+        f"launcher.nproc_per_node={per_node} processes need a GPU each, and this machine has "
+        f"{gpus}; try launcher.nproc_per_node={gpus} or train.device=cpu.",
+    )
+    return nnodes, per_node
+
+
 def _servers(run: RunConfig) -> int:
-    is_virtual = run.sync.simulate.workers is not None
-    return run.sync.servers if isinstance(run.sync, ServedConfig) and not is_virtual else 0
+    if not isinstance(run.sync, ServedConfig) or run.sync.simulate.workers is not None:
+        return 0
+    require(
+        run.launcher.nnodes == 1,
+        f"launcher.nnodes={run.launcher.nnodes}: sync={run.sync.name} has its server and replicas "
+        "on one machine; use launcher=local, or another sync.",
+    )
+    return run.sync.servers
 
 
 def _micro_batches(share: int, pp: int, schedule: str) -> int:
@@ -222,11 +242,15 @@ def _axis_sizes(run: RunConfig, *, gpus: int, world_size: int | None) -> tuple[d
     sizes = {axis: getattr(strategy, axis) for axis in AXES}
     open_axis = _open_axis(strategy, sizes)
     fixed = math.prod(size for size in sizes.values() if size is not None and size > 0)
-    total = world_size or run.launcher.nproc_per_node
+    nnodes, per_node = run.launcher.nnodes, run.launcher.nproc_per_node
+    total = world_size or (per_node * nnodes if per_node else None)
     if total is None:
-        spare = max(gpus // fixed, 1) if gpus and run.train.device != "cpu" else 2
+        on_gpus = gpus and run.train.device != "cpu"
+        spare = max(gpus * nnodes // fixed, 1) if on_gpus else 2 * nnodes
         total = fixed * _fitting(run, open_axis, spare) if open_axis else fixed
     source = "torchrun started" if world_size else f"launcher.nproc_per_node={total} starts"
+    if nnodes > 1 and not world_size and per_node:
+        source = f"launcher.nnodes={nnodes} x launcher.nproc_per_node={per_node} starts"
     shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size not in (None, 1))
     if open_axis:
         require(

@@ -86,6 +86,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     },
     "launcher": {
         "local": launcher.LocalLauncherConfig,
+        "torchrun": launcher.TorchrunLauncherConfig,
         "slurm": slurm.SlurmLauncherConfig,
     },
 }

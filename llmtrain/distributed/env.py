@@ -17,6 +17,8 @@ STORE_ENV = "LLMTRAIN_STORE"
 """Host and port of the store of a run whose replicas are worlds of their own."""
 REPLICA_ENV = "LLMTRAIN_REPLICA"
 RESTART_ENV = "LLMTRAIN_RESTART"
+ROUND_ENV = "LLMTRAIN_ROUND"
+"""Which meeting of several hosts this process belongs to; each has its own part of the store."""
 BEGUN = "begun"
 """In that store once all replicas have joined."""
 STOPPING = "stopping"
@@ -87,6 +89,10 @@ def open_store() -> dist.Store:
     if STORE_ENV in os.environ:
         host, _, port = os.environ[STORE_ENV].rpartition(":")
         return dist.TCPStore(host, int(port), is_master=False)
+    if ROUND_ENV in os.environ:
+        address, number = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        met = dist.TCPStore(address, number, is_master=False)
+        return dist.PrefixStore(f"round/{os.environ[ROUND_ENV]}", met)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return dist.HashStore()
     store, _, _ = next(dist.rendezvous("env://"))

@@ -19,14 +19,17 @@ FUTILE = 2
 class Attempts:
     """Counts restarts, and judges whether one more has a chance."""
 
-    def __init__(self, run_dir: Path, most: int) -> None:
+    def __init__(self, run_dir: Path, most: int, host: str | None = None) -> None:
         """Set up.
 
         Args:
             run_dir: The run directory.
             most: launcher.max_restarts.
+            host: This host, where it is one of several; each keeps a file of its own.
         """
         self._run_dir, self._most = run_dir, most
+        name = NAME if host is None else f"attempts_{host}.jsonl"
+        self._path = run_dir / LOGS / name
         self._restarts = 0
         self._futile = 0
         self._died_at: tuple[int | None, int] | None = None
@@ -69,9 +72,8 @@ class Attempts:
             "time": time.time(), "rank": first.rank, "step": step, "how": describe(first),
             "outcome": outcome,
         }  # fmt: skip
-        path = self._run_dir / LOGS / NAME
-        before = path.read_text() if path.exists() else ""
-        replace_text(path, before + json.dumps(line) + "\n")
+        before = self._path.read_text() if self._path.exists() else ""
+        replace_text(self._path, before + json.dumps(line) + "\n")
 
 
 def last_step(run_dir: Path, most_bytes: int = 65536) -> int:

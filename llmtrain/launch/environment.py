@@ -44,7 +44,12 @@ medians of interleaved rounds: with a third process busy 180 ms by default, 192 
 
 
 def worker_environment(
-    launcher: LauncherConfig, processes: int, base: Mapping[str, str] = os.environ
+    launcher: LauncherConfig,
+    processes: int,
+    base: Mapping[str, str] = os.environ,
+    *,
+    hosts: int = 1,
+    interface: str | None = None,
 ) -> dict[str, str]:
     """Return the environment in which `processes` workers of this machine run.
 
@@ -52,6 +57,8 @@ def worker_environment(
         launcher: Threads and allocator, as asked for.
         processes: Workers on this machine, which share its cores.
         base: The environment it starts from.
+        hosts: Machines of the run.
+        interface: The network interface by which the others are reached; None: not known.
     """
     env = dict(base)
     if launcher.threads_per_process is not None:
@@ -66,7 +73,11 @@ def worker_environment(
     if launcher.tune_allocator and sys.platform.startswith("linux"):
         env.update(_tunables(env))
     loopback = "lo" if sys.platform.startswith("linux") else "lo0"
-    if env.get("WORLD_SIZE", str(processes)) == str(processes):
+    if hosts > 1:
+        if interface is not None:
+            env.setdefault("GLOO_SOCKET_IFNAME", interface)
+            env.setdefault("NCCL_SOCKET_IFNAME", interface)
+    elif env.get("WORLD_SIZE", str(processes)) == str(processes):
         # All ranks are on this machine: they listen where no other machine can reach them.
         env.setdefault("GLOO_SOCKET_IFNAME", loopback)
         env.setdefault("NCCL_SOCKET_IFNAME", loopback)

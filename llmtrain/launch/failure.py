@@ -115,12 +115,19 @@ def read_failures(run_dir: Path, ended: Mapping[int, tuple[int, float]]) -> list
     """Return the failures of the ranks in `ended` (rank -> exit code, unix s)."""
     failures = []
     for rank, (exit_code, seen) in ended.items():
-        try:
-            report = json.loads(failure_path(run_dir, rank).read_text())
-        except (OSError, ValueError):
-            report = None
+        report = read_report(run_dir, rank)
+        if report is not None and report.get("silent"):
+            report = None  # its agent's words, not its own
         failures.append(Failure(rank, exit_code, seen, report))
     return failures
+
+
+def read_report(run_dir: Path, rank: int) -> dict[str, Any] | None:
+    """Return what logs/failure_rank_N.json says; None where there is none."""
+    try:
+        return dict(json.loads(failure_path(run_dir, rank).read_text()))
+    except (OSError, ValueError):
+        return None
 
 
 def first_failure(failures: list[Failure]) -> Failure:

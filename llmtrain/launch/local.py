@@ -15,6 +15,7 @@ from llmtrain.config.groups.launcher import LocalLauncherConfig
 from llmtrain.config.groups.served import ServedConfig
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
+from llmtrain.distributed.node import Node, interface_towards
 from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.launch.environment import worker_environment
 from llmtrain.launch.failure import (
@@ -33,7 +34,10 @@ PYTHON = (sys.executable, "-P", "-m")
 """-P: a stray `random.py` in the current folder is not imported in place of the real one."""
 
 
-def launch(run_dir: Path, run: RunConfig, plan: Plan, *, output: Path | None = None) -> int:
+def launch(
+    run_dir: Path, run: RunConfig, plan: Plan, *, output: Path | None = None,
+    node: Node | None = None, digest: str = "",
+) -> int:  # fmt: skip
     """Train from the frozen `run_dir`; return the exit code.
 
     Args:
@@ -41,18 +45,20 @@ def launch(run_dir: Path, run: RunConfig, plan: Plan, *, output: Path | None = N
         run: Its configuration.
         plan: Its plan.
         output: Takes all that is printed, failures too; null: the terminal does.
+        node: This host, the first of several; null: it is alone.
+        digest: Of the configuration, which the other hosts must have, too.
     """
-    launcher, processes = run.launcher, plan.nproc_per_node
     put_by(run_dir)
     since, before = time.time(), Kills.now()
-    alone = processes + plan.servers == 1 and launcher.max_restarts == 0
+    processes = plan.nproc_per_node + plan.servers
+    alone = processes == 1 and run.launcher.max_restarts == 0 and node is None
     if alone:
         command = [*PYTHON, "llmtrain.worker", str(run_dir)]
     else:
-        command = [*PYTHON, "llmtrain.agent", str(run_dir), "--nproc-per-node", str(processes)]
+        command = _agent(str(run_dir), plan, node, digest)
     if isinstance(run.sync, ServedConfig) and plan.servers:
         command += ["--replicas", str(plan.dp_replicate)]
-    ended = supervise(command, worker_environment(launcher, processes), output)
+    ended = supervise(command, _environment(run, plan, node), output)
     if ended.stopped_by is not None and ended.exit_code > 128:
         status = stop_status(ended.exit_code)
         untold = complete_result(run_dir, status, None, since=since)
@@ -67,6 +73,35 @@ def launch(run_dir: Path, run: RunConfig, plan: Plan, *, output: Path | None = N
         failures = read_failures(run_dir, {0: (ended.code, time.time())})
         return report_failure(run_dir, failures, since=since, shown=shown, before=before)
     return _after_agent(run_dir, ended, since, shown=shown)
+
+
+def join(run: RunConfig, plan: Plan, node: Node, digest: str) -> int:
+    """Train as another host than the first, which has the run directory; return the exit code.
+
+    Args:
+        run: The configuration as this host has it.
+        plan: Its plan.
+        node: This host.
+        digest: Of the configuration.
+    """
+    ended = supervise(_agent("-", plan, node, digest), _environment(run, plan, node))
+    if ended.code < 0 and ended.stopped_by is None:
+        show_error("launch failed", f"the agent was killed by signal {-ended.code}.")
+        return EXIT_BUG
+    return ended.exit_code
+
+
+def _agent(run_dir: str, plan: Plan, node: Node | None, digest: str) -> list[str]:
+    words = [] if node is None else [*node.words(), "--digest", digest]
+    processes = str(plan.nproc_per_node)
+    return [*PYTHON, "llmtrain.agent", run_dir, "--nproc-per-node", processes, *words]
+
+
+def _environment(run: RunConfig, plan: Plan, node: Node | None) -> dict[str, str]:
+    interface = None if node is None else interface_towards(node.host, node.port)
+    return worker_environment(
+        run.launcher, plan.nproc_per_node, hosts=plan.nnodes, interface=interface
+    )
 
 
 def _after_agent(run_dir: Path, ended: Ended, since: float, *, shown: bool) -> int:

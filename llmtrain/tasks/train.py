@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from torch.distributed import Store, TCPStore
 
 from llmtrain.config import paths
 from llmtrain.config.groups.served import ServedConfig
-from llmtrain.config.plan import load_plan
+from llmtrain.config.plan import Plan, load_plan, make_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.console import make_console
@@ -97,7 +98,7 @@ def run_train(
     console = make_console(stderr=True, on_closed=lambda: signal.raise_signal(signal.SIGTERM))
     run = load_run_config(run_dir / paths.CONFIG)
     limit_stop(stop, run_dir, run.checkpoint.grace_s, tells=info.is_main)
-    plan = load_plan(run_dir)
+    plan = plan_for(run, run_dir, info, console)
     prepared = prepare_once(run, info, store, console)
     if run.sync.simulate.workers is not None:
         # Imported here: it costs a start-up that others need not pay.
@@ -125,6 +126,23 @@ def run_train(
         ending = Ending(run, parts.plan, parts.state, info.device, start_tokens=seen)
         tell_end(ending, result, run_dir, console, time.monotonic() - t0)
     return EXIT_OK if result.status == "completed" else stop.exit_code
+
+
+def plan_for(run: RunConfig, run_dir: Path, info: RankInfo, console: Console) -> Plan:
+    """Return the plan for as many processes as there are: hosts may have been lost, or come back.
+
+    Raises:
+        ConfigError: when the strategy cannot be cut over them.
+    """
+    plan = load_plan(run_dir)
+    if plan.world_size == info.world_size:
+        return plan
+    gpus = torch.cuda.device_count() if info.device.type == "cuda" else 0
+    plan = make_plan(run, gpus=gpus, world_size=info.world_size)
+    if info.is_main:
+        plan.save(run_dir / paths.PLAN)
+        console.print(f"note: going on with {info.world_size} processes", highlight=False)
+    return plan
 
 
 def run_replica(run_dir: Path, info: RankInfo, store: Store, stop: StopRequest) -> int:

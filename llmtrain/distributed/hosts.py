@@ -1,0 +1,266 @@
+"""The meeting of several hosts: a store that the first serves, and torch's rendezvous on it.
+
+torch's own rendezvous is used as it is. What stands here is around it: the store listens on the
+address that hosts were given and no other, a host that cannot be reached is named in seconds, all
+hosts are seen to work in one run directory, and the first leaves last.
+
+torch keeps the rendezvous' state pickled in the store, so that whoever reaches the port could run
+code on all hosts: it belongs into a network whose members are trusted.
+"""
+
+import datetime
+import errno
+import json
+import secrets
+import socket
+import time
+from pathlib import Path
+
+from torch.distributed import DistStoreError, TCPStore
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousStoreInfo
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    DynamicRendezvousHandler,
+    RendezvousTimeout,
+)
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
+
+from llmtrain.config.paths import LOGS
+from llmtrain.distributed.loopback import BACKLOG
+from llmtrain.distributed.node import Node, own_address
+from llmtrain.durable import replace_text
+from llmtrain.errors import ConfigError
+
+TRY_S = 0.5
+"""Seconds between two tries to reach the first host."""
+STORE_S = 60.0
+"""How long the store may take to answer, seconds: a short cut of the network is sat out."""
+SEEN_S = 20.0
+"""How long a file of the first host may take to be seen on another: network file systems cache."""
+LAST_CALL_S = 5.0
+"""With fewer hosts than there may be: how long more are waited for, seconds."""
+LEAVE_S = 20.0
+"""How long the first host waits for the others to end before it takes the store away."""
+
+WELCOME = "welcome"
+
+
+def serve(host: str, port: int, address: tuple[int, str] | None) -> TCPStore:
+    """Return the store of the first host.
+
+    Args:
+        host: Its name, as the others know it.
+        port: Where it listens.
+        address: Family and address of that name; None: it is no address of this machine (there is
+            a translation between), which then listens on all it has.
+
+    Raises:
+        ConfigError: when the port is taken, or may not be had.
+    """
+    family, own = address or (socket.AF_INET, "")
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        # A start right after another: the port is still remembered.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((own, port))
+        except OSError as error:
+            why = "in use" if error.errno == errno.EADDRINUSE else error.strerror
+            raise ConfigError(
+                f"launcher.rdzv_endpoint={host}:{port}: the port cannot be had on this machine "
+                f"({why}); name another, the same on every host."
+            ) from None
+        listener.listen(BACKLOG)
+        return TCPStore(
+            own or "127.0.0.1", port, is_master=True, wait_for_workers=False,
+            timeout=datetime.timedelta(seconds=STORE_S), master_listen_fd=listener.detach(),
+        )  # fmt: skip
+
+
+def reach(host: str, port: int, timeout_s: float) -> TCPStore:
+    """Return the store of the first host, from another one.
+
+    Args:
+        host: The first host.
+        port: Where it listens.
+        timeout_s: How long to try.
+
+    Raises:
+        ConfigError: when it cannot be reached; says why, as far as that can be known.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        left = max(TRY_S, until - time.monotonic())
+        try:
+            with socket.create_connection((host, port), timeout=min(left, 5.0)):
+                break
+        except OSError as error:
+            if time.monotonic() + TRY_S > until:
+                raise _unreachable(host, port, timeout_s, error) from None
+        time.sleep(TRY_S)
+    try:
+        return TCPStore(
+            host, port, is_master=False, wait_for_workers=False,
+            timeout=datetime.timedelta(seconds=STORE_S),
+        )  # fmt: skip
+    except (DistStoreError, RuntimeError, ValueError):
+        raise ConfigError(
+            f"launcher.rdzv_endpoint={host}:{port}: something listens there that is no llmtrain; "
+            "is the port another program's?"
+        ) from None
+
+
+def _unreachable(host: str, port: int, timeout_s: float, error: OSError) -> ConfigError:
+    where = f"launcher.rdzv_endpoint={host}:{port}"
+    waited = f"tried for {timeout_s:g} s (launcher.connect_timeout_s)"
+    if isinstance(error, socket.gaierror):
+        return ConfigError(
+            f"{where}: this machine knows no host of the name '{host}' ({error.strerror}; "
+            f"{waited}). Check its spelling, or give its address."
+        )
+    if isinstance(error, ConnectionRefusedError):
+        return ConfigError(
+            f"{where}: nothing listens on port {port} of {host} ({waited}). Was the command "
+            "started on the first host, with the same port?"
+        )
+    return ConfigError(
+        f"{where} does not answer ({error.strerror or error}; {waited}). Is it up, and does a "
+        f"firewall let port {port} through?"
+    )
+
+
+class Meeting:
+    """One host's side of the store and the rendezvous."""
+
+    def __init__(self, node: Node) -> None:
+        """Serve the store, or reach it.
+
+        Raises:
+            ConfigError: when it cannot be served or reached.
+        """
+        self.node, self.leads, self.nnodes = node, node.leads, node.nnodes
+        self.host = socket.gethostname()
+        if node.leads:
+            self._store = serve(node.host, node.port, own_address(node.host))
+        else:
+            self._store = reach(node.host, node.port, node.connect_timeout_s)
+        self.handler = self._static() if node.is_static else self._dynamic()
+
+    def _static(self) -> RendezvousHandler:
+        assert self.node.rank is not None
+        handler = StaticTCPRendezvous(
+            self.node.host, self.node.port, rank=self.node.rank, world_size=self.nnodes,
+            run_id="llmtrain", timeout=int(self.node.join_timeout_s),
+        )  # fmt: skip
+        handler._store = self._store  # or it would make one that listens on every interface
+        return handler
+
+    def _dynamic(self) -> RendezvousHandler:
+        rank = self.node.rank
+        handler = DynamicRendezvousHandler.from_backend(
+            "llmtrain", self._store, C10dRendezvousBackend(self._store, "llmtrain"),
+            self.node.min_nodes, self.nnodes,
+            # Hosts get their ranks in the order of these.
+            local_addr=None if rank is None else f"{rank:06d}.{self.host}",
+            timeout=RendezvousTimeout(
+                join=datetime.timedelta(seconds=self.node.join_timeout_s),
+                last_call=datetime.timedelta(seconds=LAST_CALL_S),
+                heartbeat=datetime.timedelta(seconds=STORE_S),
+            ),
+        )  # fmt: skip
+        # Else it would make a second store for the workers, that listens on every interface.
+        handler._shared_tcp_store_server = self._store
+        handler._bootstrap_store_info = RendezvousStoreInfo(self.node.host, self.node.port)
+        return handler
+
+    @property
+    def round(self) -> int:
+        """How often the hosts had met before this time."""
+        if not isinstance(self.handler, DynamicRendezvousHandler):
+            return 0
+        return int(self.handler._state_holder.state.round)
+
+    def incomplete(self) -> str:
+        """Return what to say when not all hosts have come in time."""
+        here = ""
+        if isinstance(self.handler, DynamicRendezvousHandler):
+            came = sorted(node.addr for node in self.handler._state_holder.state.participants)
+            here = f"; {len(came)} came: {', '.join(came)}"
+        needed = f"launcher.nnodes={self.nnodes}"
+        if self.node.min_nodes < self.nnodes:
+            needed = f"launcher.min_nodes={self.node.min_nodes}"
+        return (
+            f"{needed} hosts were waited for at {self.node.endpoint} for "
+            f"{self.node.join_timeout_s:g} s (launcher.join_timeout_s){here}. Start the command on "
+            "the others, or lower the number on all."
+        )
+
+    def agree(self, run_dir: Path | None, digest: str) -> Path:
+        """Return the run directory, which is seen to be the same folder on all hosts.
+
+        Args:
+            run_dir: Where this host was told to work; None: where the first does.
+            digest: Of this host's configuration; "": it has none of its own.
+
+        Raises:
+            ConfigError: when it is another folder here, or another configuration.
+        """
+        if not self.leads:
+            return self._be_welcomed(run_dir, digest)
+        assert run_dir is not None
+        token = secrets.token_hex(8)
+        replace_text(_token_path(run_dir), token)
+        words = {"run_dir": str(run_dir), "token": token, "digest": digest}
+        self._store.set(WELCOME, json.dumps(words))
+        return run_dir
+
+    def _be_welcomed(self, run_dir: Path | None, digest: str) -> Path:
+        words = json.loads(_awaited(self._store, WELCOME, self.node.join_timeout_s))
+        there = Path(words["run_dir"])
+        if digest and digest != words["digest"]:
+            raise ConfigError(
+                "this host was started with other settings than the first; give both the same "
+                "command line, with the same conf/ (`--cfg job` on both shows the difference)."
+            )
+        folder = run_dir or there
+        until = time.monotonic() + SEEN_S
+        while True:
+            try:
+                if _token_path(folder).read_text() == words["token"]:
+                    return folder
+            except OSError:
+                pass
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"run_dir={folder} on this host ({self.host}) is not the folder "
+                    f"that the first host trains in ({there}): all hosts must share its file "
+                    "system. Name a folder on a shared one with run_dir=DIR."
+                )
+            time.sleep(TRY_S)
+
+    def leave(self, hosts: int) -> None:
+        """Take note that this host is done; the first waits for the others: its store is theirs.
+
+        Args:
+            hosts: How many took part.
+        """
+        try:
+            gone = self._store.add("left", 1)
+            until = time.monotonic() + LEAVE_S
+            while self.leads and gone < hosts and time.monotonic() < until:
+                time.sleep(0.1)
+                gone = self._store.add("left", 0)
+        except (RuntimeError, ValueError):
+            pass  # the store's host has gone before
+
+
+def _token_path(run_dir: Path) -> Path:
+    return run_dir / LOGS / "meeting"
+
+
+def _awaited(store: TCPStore, key: str, wait_s: float) -> str:
+    until = time.monotonic() + wait_s
+    while not store.check([key]):
+        if time.monotonic() > until:
+            raise ConfigError(f"the first host answers, but has begun no run in {wait_s:g} s.")
+        time.sleep(0.1)
+    return str(store.get(key).decode())

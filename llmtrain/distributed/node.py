@@ -1,0 +1,144 @@
+"""This host among several: its number, whether it is the first, how it is reached."""
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llmtrain.config.groups.launcher import TorchrunLauncherConfig, split_endpoint
+from llmtrain.errors import ConfigError
+
+NODE_RANKS = (
+    "LLMTRAIN_NODE_RANK", "NODE_RANK", "SLURM_NODEID", "JOB_COMPLETION_INDEX",
+    "SKYPILOT_NODE_RANK",
+)  # fmt: skip
+"""Where a host's number may stand in the environment, ours first."""
+
+_SIOCGIFADDR = 0x8915
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a host must know to meet the others."""
+
+    host: str
+    """The first host, as this one knows it."""
+    port: int
+    nnodes: int
+    min_nodes: int
+    rank: int | None
+    """Its number; None: the rendezvous gives one."""
+    leads: bool
+    """Whether it is the first host: it composes, freezes the run, and serves the store."""
+    is_static: bool = False
+    connect_timeout_s: float = 25.0
+    join_timeout_s: float = 600.0
+
+    @property
+    def endpoint(self) -> str:
+        """HOST:PORT."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def words(self) -> list[str]:
+        """Return the arguments of `llmtrain.agent` for this host."""
+        backend = "static" if self.is_static else "c10d"
+        words = [
+            "--nnodes", str(self.nnodes), "--min-nodes", str(self.min_nodes),
+            "--rdzv-endpoint", self.endpoint, "--rdzv-backend", backend,
+            "--connect-timeout-s", str(self.connect_timeout_s),
+            "--join-timeout-s", str(self.join_timeout_s),
+        ]  # fmt: skip
+        if self.rank is not None:
+            words += ["--node-rank", str(self.rank)]
+        return [*words, *(["--leads"] if self.leads else [])]
+
+
+def this_node(launcher: TorchrunLauncherConfig, env: Mapping[str, str] = os.environ) -> Node:
+    """Return this host, where `launcher` and the environment say which it is.
+
+    Raises:
+        ConfigError: when its number is needed and not known, or out of range.
+    """
+    host, port = split_endpoint(launcher.rdzv_endpoint or "127.0.0.1")
+    rank, source = launcher.node_rank, "launcher.node_rank"
+    if rank is None:
+        rank, source = node_rank(env)
+    if rank is None and launcher.nnodes == 1:
+        rank = 0
+    if rank is None and launcher.rdzv_backend == "static":
+        raise ConfigError(
+            "launcher.rdzv_backend=static needs launcher.node_rank on every host: 0 on "
+            f"{host}, then 1 to {launcher.nnodes - 1}."
+        )
+    if rank is not None and rank >= launcher.nnodes:
+        raise ConfigError(
+            f"{source}={rank}: with launcher.nnodes={launcher.nnodes} hosts are numbered from 0 to "
+            f"{launcher.nnodes - 1}."
+        )
+    return Node(
+        host, port, launcher.nnodes, launcher.min_nodes or launcher.nnodes, rank,
+        leads=rank == 0 if rank is not None else is_this_machine(host),
+        is_static=launcher.rdzv_backend == "static",
+        connect_timeout_s=launcher.connect_timeout_s, join_timeout_s=launcher.join_timeout_s,
+    )  # fmt: skip
+
+
+def node_rank(env: Mapping[str, str]) -> tuple[int | None, str]:
+    """Return this host's number where the environment has it, and the variable's name."""
+    for name in NODE_RANKS:
+        if env.get(name, "").isdigit():
+            return int(env[name]), name
+    return None, ""
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether `host` is an address of this machine: a socket can be bound to it."""
+    return bool(own_address(host))
+
+
+def own_address(host: str) -> tuple[int, str] | None:
+    """Return family and address of `host` where they are this machine's; None: another's.
+
+    A name that is not known here is another machine's: the one that it is of knows it.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return None
+    for family, _, _, _, address in found:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind((address[0], 0))
+            except OSError as error:
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL):
+                    continue
+                raise
+            return family, str(address[0])
+    return None
+
+
+def interface_towards(host: str, port: int) -> str | None:
+    """Return the name of the network interface by which `host` is reached; None: not known.
+
+    gloo listens on the address of this machine's own name, which on many hosts is a loopback
+    address that no other host reaches. IPv4 on Linux only.
+    """
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))  # sends nothing
+            address = probe.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                request = struct.pack("256s", name.encode()[:15])
+                try:
+                    answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+                except OSError:
+                    continue  # an interface without an address
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    except OSError:
+        return None
+    # All of 127.0.0.0/8 is the loopback interface's, which has one of them as its own.
+    return "lo" if address.startswith("127.") else None

@@ -64,8 +64,8 @@ def submit(run: RunConfig, plan: Plan, overrides: Sequence[str]) -> int:
         ConfigError: when it cannot be submitted; a run directory that was made for it is removed.
     """
     slurm.check_commands()
-    wanted = Path(run.run_dir).expanduser() if run.run_dir else None
-    is_new = wanted is None or not wanted.exists()
+    slurm.check_folder(planned_dir(run))
+    is_new = run.run_dir is None or not planned_dir(run).exists()
     run_dir = run_folder(run)
     try:
         with claimed(run_dir):

@@ -63,6 +63,7 @@ def submit_array(folder: Path, runs: Mapping[int, ArrayRun]) -> slurm.Submitted:
         ConfigError: when it cannot be submitted; what is frozen stays.
     """
     slurm.check_commands()
+    slurm.check_folder(folder)
     timely = {n: dataclasses.replace(item, run=in_time(item.run)) for n, item in runs.items()}
     text = script_of_array(folder, timely)
     for number, item in timely.items():

@@ -62,19 +62,27 @@ class JobState:
         return self.state not in ENDED and self.state != "UNKNOWN"
 
 
-def snapshot(folder: Path) -> Path:
-    """Copy the package into `folder`/code and return that: what is edited later changes nothing.
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that PYTHONPATH or a line of a batch script cannot hold.
 
     Raises:
-        ConfigError: when it cannot be copied, or Python could not find it there.
+        ConfigError: its path has a colon or a line break.
     """
-    package = Path(__file__).resolve().parents[1]
-    code = folder / CODE
-    if set(str(code)) & {":", "\n", "\r"}:
+    if set(str(folder)) & {":", "\n", "\r"}:
         raise ConfigError(
             f"run_dir={folder}: a colon or a line break in it cannot be told to Python and Slurm; "
             "name another folder with run_dir=DIR."
         )
+
+
+def snapshot(folder: Path) -> Path:
+    """Copy the package into `folder`/code and return that: what is edited later changes nothing.
+
+    Raises:
+        ConfigError: when it cannot be copied.
+    """
+    package = Path(__file__).resolve().parents[1]
+    code = folder / CODE
     try:
         shutil.rmtree(code, ignore_errors=True)
         ignored = shutil.ignore_patterns("__pycache__")

@@ -288,7 +288,8 @@ def test_a_preemption_with_a_grace_is_told_by_the_job_alone(stage: Stage) -> Non
 
 @pytest.mark.parametrize("also", [[], [signal.SIGUSR1]])
 def test_who_is_told_to_end_is_not_queued_again(stage: Stage, also: list[signal.Signals]) -> None:
-    stage.told(codes=[143])
+    # Even where it was being preempted.
+    stage.told(codes=[143], job="JobState=COMPLETING PreemptTime=2026-01-01T00:00:00")
     (stage.folder / "deaf").touch()
     process = begin(stage)
     for sent in [*also, signal.SIGTERM]:

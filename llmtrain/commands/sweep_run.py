@@ -19,10 +19,12 @@ from llmtrain.config.paths import CONFIG, LOGS
 from llmtrain.config.paths import METRICS as METRICS_FILE
 from llmtrain.config.sweep import DONE, Job, SweepRecord, to_do
 from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
+from llmtrain.launch.environment import python_path
 from llmtrain.launch.local import PYTHON
 from llmtrain.launch.metrics_tail import MetricsTail
 from llmtrain.launch.pool import Pool
 from llmtrain.launch.shares import Shares
+from llmtrain.units import counted
 
 OUTPUT = f"{LOGS}/output.log"
 """In a run directory: what a job would print on a terminal."""
@@ -49,6 +51,7 @@ class SweepRun:
         self._since: dict[int, float] = {}
         """When each job that runs was started, unix s."""
         self._given_up: set[int] = set()
+        self._stop_told = False
         self._refusal = ""
         """What was said last of a job that cannot run."""
 
@@ -64,11 +67,22 @@ class SweepRun:
                     self._end(self._sweep.jobs[number], code)
                 for number in pool.children:
                     self._watch(self._sweep.jobs[number])
+                self._tell_stop()
                 if not pool.children and (pool.stopped_by or self._exhausted()):
                     break
                 if pool.children:
                     time.sleep(LOOK_S)
         return self._exit_code()
+
+    def _tell_stop(self) -> None:
+        """Say once that a signal ends the sweep; a job that has the terminal says it itself."""
+        jobs = len(self._pool.children)
+        if self._pool.stopped_by is None or self._stop_told or not jobs:
+            return
+        self._stop_told = True
+        if self._sweep.settings.parallel > 1:
+            what = counted(jobs, "job")
+            self._view.note(f"saving and stopping {what}; Ctrl-C again ends them at once")
 
     def _is_frozen(self, job: Job) -> bool:
         """Compose and freeze a job that is not; return whether it can be started."""
@@ -109,7 +123,7 @@ class SweepRun:
         self._tails[job.number] = MetricsTail(run_dir / METRICS_FILE)
         self._pool.start(
             job.number, slot, [*PYTHON, "llmtrain.start", str(run_dir)],
-            {**os.environ, **self._shares.environment(slot)},
+            {**os.environ, **python_path(os.environ), **self._shares.environment(slot)},
             None if alone else run_dir / OUTPUT,
         )  # fmt: skip
 

@@ -16,7 +16,8 @@ from llmtrain.errors import EXIT_OK, EXIT_SIGINT, EXIT_USER, UserError
 def _train(options: Options) -> int:
     # A sweep of YAML means -m. Known before composing: what only some of its jobs can take, and
     # values to sweep besides, would be refused in a single run.
-    if options.has("--multirun") or options.chooses("sweep"):
+    several = options.has("--multirun") or options.chooses("sweep")
+    if several or options.chooses("sweep.resume"):
         from llmtrain.commands.sweep import run_sweep
 
         return run_sweep(options)

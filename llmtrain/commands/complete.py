@@ -14,7 +14,7 @@ from llmtrain.commands.options import COMMANDS, FLAGS, MODES, SHELLS, Options
 
 FILES = ":files"
 
-PATHS = {"path", "run", "run_dir", "cache_dir", "out", "from"}
+PATHS = {"path", "run", "run_dir", "cache_dir", "out", "from", "resume"}
 """Last parts of keys whose values are files or folders."""
 
 BOOLEANS = ("true", "false")

@@ -9,15 +9,15 @@ sweeps/<experiment_name>/<date>_<time>-<id>/
 import collections
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from llmtrain.commands.freeze import freeze
-from llmtrain.commands.submit import in_time, launcher_of, read_status, task_of
+from llmtrain.commands.submit import launcher_of, read_status, task_of
 from llmtrain.config.groups.slurm import SlurmLauncherConfig
-from llmtrain.config.paths import LOGS, make_run_dir
-from llmtrain.config.plan import Plan
+from llmtrain.config.paths import CONFIG, LOGS
+from llmtrain.config.plan import load_plan
 from llmtrain.config.schema import RunConfig
+from llmtrain.config.store import load_run_config
 from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, ConfigError
 from llmtrain.launch import slurm
 from llmtrain.launch.slurm_script import render
@@ -25,55 +25,28 @@ from llmtrain.panel import show_note
 from llmtrain.units import counted
 
 
-@dataclasses.dataclass(frozen=True)
-class ArrayRun:
-    """One run of a sweep that is to be submitted."""
-
-    run: RunConfig
-    """Its run_dir is the folder of its number."""
-    plan: Plan
-    overrides: Sequence[str]
-
-
-def script_of_array(folder: Path, runs: Mapping[int, ArrayRun]) -> str:
-    """Return the batch script of a sweep's array.
+def submit_array(folder: Path, numbers: Sequence[int]) -> slurm.Submitted:
+    """Submit the frozen runs `numbers` of a sweep as one array; return its job.
 
     Raises:
-        ConfigError: the runs ask for different jobs.
+        ConfigError: when it cannot be submitted, or they ask for different jobs.
     """
-    launcher = _launcher(item.run for item in runs.values())
+    runs = {number: load_run_config(folder / str(number) / CONFIG) for number in numbers}
     tasks = {
-        number: task_of(item.run, item.plan, folder / str(number)) for number, item in runs.items()
+        number: task_of(run, load_plan(folder / str(number)), folder / str(number))
+        for number, run in runs.items()
     }
     output = Path(str(folder).replace("%", "%%")) / "%a" / LOGS / "slurm-%A_%a.out"
-    name = next(iter(runs.values())).run.experiment_name
-    return render(
-        launcher, tasks, job_name=name, code=folder / slurm.CODE, output=output, is_array=True
-    )
-
-
-def submit_array(folder: Path, runs: Mapping[int, ArrayRun]) -> slurm.Submitted:
-    """Freeze `runs` below `folder` and submit them as one array; return its job.
-
-    Args:
-        folder: The sweep's, absolute.
-        runs: Number -> run.
-
-    Raises:
-        ConfigError: when it cannot be submitted; what is frozen stays.
-    """
-    slurm.check_commands()
-    slurm.check_folder(folder)
-    timely = {n: dataclasses.replace(item, run=in_time(item.run)) for n, item in runs.items()}
-    text = script_of_array(folder, timely)
-    for number, item in timely.items():
-        freeze(item.run, item.plan, item.overrides, make_run_dir(folder / str(number)))
+    text = render(
+        common_launcher(runs.values()), tasks, job_name=runs[numbers[0]].experiment_name,
+        code=folder / slurm.CODE, output=output, is_array=True,
+    )  # fmt: skip
     slurm.snapshot(folder)
     script = folder / slurm.ARRAY
     script.parent.mkdir(exist_ok=True)
     script.write_text(text)
     job_id = slurm.submit(script)
-    for number in runs:
+    for number in numbers:
         slurm.keep(folder / str(number), f"{job_id}_{number}")
     return slurm.keep(folder, job_id)
 
@@ -113,7 +86,7 @@ def tell_array(folder: Path, submitted: slurm.Submitted, count: int) -> None:
     )
 
 
-def _launcher(runs: Iterable[RunConfig]) -> SlurmLauncherConfig:
+def common_launcher(runs: Iterable[RunConfig]) -> SlurmLauncherConfig:
     """Return the launcher that all `runs` have: an array asks for one kind of job.
 
     Raises:

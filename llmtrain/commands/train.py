@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmtrain.checkpoint.compatible import check_newest
-from llmtrain.commands.compose import composer
 from llmtrain.commands.freeze import freeze, run_folder
 from llmtrain.commands.options import Options
 from llmtrain.commands.show import print_hosts, print_plan
@@ -14,13 +13,13 @@ from llmtrain.commands.submit import in_time, planned_dir, script_of, submit
 from llmtrain.config.extras import check_extras
 from llmtrain.config.groups.launcher import TorchrunLauncherConfig
 from llmtrain.config.groups.slurm import SlurmLauncherConfig
-from llmtrain.config.paths import CHECKPOINTS
+from llmtrain.config.paths import CHECKPOINTS, METRICS
 from llmtrain.config.plan import Plan, make_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import to_yaml
 from llmtrain.data.stdin import keep_stdin
 from llmtrain.distributed.node import Node, this_node
-from llmtrain.errors import EXIT_OK, ConfigError
+from llmtrain.errors import EXIT_OK, ConfigError, require
 from llmtrain.launch import torchrun
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.local import join, launch
@@ -36,6 +35,9 @@ def run_train(options: Options) -> int:
     Raises:
         UserError: for everything that can be told before a process starts.
     """
+    # Imported here: what starts a frozen run (llmtrain/start.py) does without Hydra.
+    from llmtrain.commands.compose import composer
+
     rank = torchrun.rank()
     if rank and (options.has("--cfg") or options.has("--dry-run")):
         return EXIT_OK  # rank 0 answers
@@ -48,6 +50,11 @@ def run_train(options: Options) -> int:
         from llmtrain.commands.sweep import run_sweep
 
         return run_sweep(options)
+    for word in options.overrides:
+        require(
+            not word.lstrip("+").startswith("sweep."),
+            f"{word} is for several runs: put -m first (llmtrain train -m ...), or leave it out.",
+        )
     run: RunConfig = composed.config
     if isinstance(run.launcher, SlurmLauncherConfig):
         if rank is not None:
@@ -81,8 +88,13 @@ def run_train(options: Options) -> int:
     return start(run, plan, options.overrides, under_torchrun=rank is not None)
 
 
-def plan_run(run: RunConfig, world_size: int | None = None) -> Plan:
+def plan_run(run: RunConfig, world_size: int | None = None, *, gpus: int | None = None) -> Plan:
     """Return the plan of `run`, its data source looked at.
+
+    Args:
+        run: The configuration.
+        world_size: Processes that exist already (under torchrun).
+        gpus: CUDA devices that it may have; null: those of this machine.
 
     Raises:
         UserError: when it cannot run here.
@@ -90,8 +102,9 @@ def plan_run(run: RunConfig, world_size: int | None = None) -> Plan:
     from llmtrain.data.locate import check_source
     from llmtrain.tokenizer.pretrained import check_tokenizer
 
-    gpus = 0 if run.train.device == "cpu" else _gpus(run)
-    plan = make_plan(run, gpus=gpus, world_size=world_size)
+    present = _gpus(run) if gpus is None else gpus
+    used = 0 if run.train.device == "cpu" else present
+    plan = make_plan(run, gpus=used, world_size=world_size)
     check_source(run.data)
     check_tokenizer(run.tokenizer)
     check_extras(run.metrics)
@@ -148,7 +161,7 @@ def start(
             optimizer=run.optimizer.name,
             tokenizer=run.tokenizer.name,
         )
-        if freeze(run, plan, overrides, run_dir):
+        if freeze(run, plan, overrides, run_dir) and (run_dir / METRICS).is_file():
             show_note(f"resuming {run_dir}")
         if not under_torchrun:
             return launch(run_dir, run, plan, node=node, digest="" if node is None else digest(run))

@@ -35,7 +35,12 @@ from llmtrain.config.groups.inference import EvaluateConfig, GenerateConfig
 from llmtrain.config.groups.logs import LogsConfig
 from llmtrain.config.groups.prepared import InspectConfig, SamplesConfig
 from llmtrain.config.groups.replay import ReplayConfig
-from llmtrain.config.schema import PrepareConfig, RunConfig, VerifyRunConfig
+from llmtrain.config.schema import (
+    PrepareConfig,
+    RunConfig,
+    TrainCommandConfig,
+    VerifyRunConfig,
+)
 from llmtrain.errors import ConfigError, require_choice
 
 SCHEMAS: dict[str, dict[str, type]] = {
@@ -101,7 +106,7 @@ PLAIN_SCHEMAS: dict[str, type] = {
 """Groups whose choices all have the same fields."""
 
 ROOTS: dict[str, type] = {
-    "train": RunConfig,
+    "train": TrainCommandConfig,
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
@@ -116,6 +121,11 @@ ROOTS: dict[str, type] = {
 `prepare`."""
 
 T = TypeVar("T")
+
+
+def is_group(name: str) -> bool:
+    """Whether a field of a root is a group's, whose choices fill it."""
+    return name in SCHEMAS or name in PLAIN_SCHEMAS
 
 
 def save(config: object, path: Path) -> None:

@@ -28,8 +28,12 @@ LOOK_S = 0.1
 
 
 @contextlib.contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
+def claimed(run_dir: Path, key: str = "run_dir") -> Iterator[None]:
     """Hold `run_dir` for this process; the kernel lets go of it when the process ends.
+
+    Args:
+        run_dir: The folder.
+        key: The setting that names it, for the refusal.
 
     Raises:
         ConfigError: when another start holds it, or workers of one still live.
@@ -44,8 +48,8 @@ def claimed(run_dir: Path) -> Iterator[None]:
         if not _locks(descriptor, fcntl.LOCK_EX):
             holder = path.read_text().strip() or "unknown"
             raise ConfigError(
-                f"run_dir={run_dir} is in use: process {holder} is training in it. Stop that one, "
-                "or name another folder with run_dir=DIR."
+                f"{key}={run_dir} is in use: process {holder} is training in it. Stop that one, "
+                f"or name another folder with {key}=DIR."
             )
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())

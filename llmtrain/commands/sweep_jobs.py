@@ -140,6 +140,30 @@ def new_job(number: int, words: list[str], swept: Iterable[str]) -> Job:
     return Job(number, words, given or words)
 
 
+def freeze_sweep(hydra: Composer, overrides: Sequence[str], shares: Shares) -> SweepRecord:
+    """Compose and freeze all jobs of a sweep and write sweep.json; start none.
+
+    For launchers that hand the run directories to others, such as an array of Slurm. Jobs that
+    cannot be composed are `refused`, and have no config.yaml. `llmtrain train -m sweep.resume=DIR`
+    reads the results of the others and prints the table.
+
+    Raises:
+        ConfigError: when the sweep itself cannot be read, or is a search, whose jobs depend on the
+            results of earlier ones.
+    """
+    sweep = read_sweep(hydra, overrides)
+    require(
+        not sweep.settings.searches,
+        f"sweep.sampler={sweep.settings.sampler} waits for results before it goes on, so its jobs "
+        "cannot all be handed over at once; use sweep.sampler=grid.",
+    )
+    make_folder(sweep)
+    for job in sweep.jobs:
+        freeze_job(hydra, sweep, job, shares)
+    sweep.save()
+    return sweep
+
+
 def make_folder(sweep: SweepRecord) -> None:
     """Make the sweep's folder, with sweep.json in it.
 

@@ -218,7 +218,8 @@ def agent_of(run: Run, node: int) -> int:
 
 def test_a_run_that_is_cancelled_has_saved(desk: Desk) -> None:
     desk.slow.touch()
-    run = desk.submit("run", "launcher.nproc_per_node=2", "strategy=data")
+    words = ("launcher.nproc_per_node=2", "strategy=data", "train.steps=1000")
+    run = desk.submit("run", *words)
     run.wait_for_step(3)
     refused = desk.llmtrain("train", *TINY, f"run_dir={run.run_dir}", code=2)
     assert f"Slurm job {run.job_id} of it is RUNNING" in refused.stderr
@@ -226,7 +227,7 @@ def test_a_run_that_is_cancelled_has_saved(desk: Desk) -> None:
     assert f"Slurm job {run.job_id} of it is RUNNING" in local.stderr
     desk.llmtrain("cancel", "run")
     assert desk.slurm.state(run.job_id) == "CANCELLED"
-    assert run.result["status"] == "preempted" and 3 <= run.result["step"] < 40
+    assert run.result["status"] == "preempted" and 3 <= run.result["step"] < 1000
     assert [p.name for p in (run.run_dir / "checkpoints").glob("step_*")] == [
         f"step_{run.result['step']:08d}"
     ]
@@ -236,10 +237,10 @@ def test_a_run_that_is_cancelled_has_saved(desk: Desk) -> None:
 
 def test_a_run_out_of_time_is_queued_again_until_it_is_done(desk: Desk) -> None:
     desk.slow.touch()
-    limit = ("launcher.time=1", "launcher.grace_s=45", "launcher.max_requeues=5")
-    # 40 steps of 2 s do not fit into a minute.
+    # Slurm may send the signal half a minute early, and 40 steps of 4 s do not fit.
+    limit = ("launcher.time=2", "launcher.grace_s=40", "launcher.max_requeues=5")
     sitecustomize = desk.slow.with_name("sitecustomize.py")
-    sitecustomize.write_text(SITE.replace("0.33", "2"))
+    sitecustomize.write_text(SITE.replace("0.33", "4"))
     run = desk.submit("run", *limit)
     wait_until(lambda: desk.slurm.job(run.job_id)["Restarts"] == "1", "a requeue", STATE_S)
     assert run.result["status"] == "preempted" and 0 < run.result["step"] < 40

@@ -19,6 +19,18 @@ WORDS = ("gpu_type", "partition", "account", "qos", "constraint")
 LINES = ("modules", "setup", "sbatch_options", "srun_options", "command_prefix", "container_mounts")
 
 
+def seconds(time: str) -> int:
+    """Return a time as Slurm writes it in seconds."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:  # D-H, D-H:M, D-H:M:S
+        hours, minutes, last = (*parts, 0, 0)[:3]
+        return int(days) * 86400 + hours * 3600 + minutes * 60 + last
+    if len(parts) == 3:
+        return parts[0] * 3600 + parts[1] * 60 + parts[2]
+    return parts[0] * 60 + (parts[1] if len(parts) == 2 else 0)
+
+
 @dataclass(kw_only=True)
 class SlurmLauncherConfig(LauncherConfig):
     """A batch job of `nnodes` nodes with an agent on each.
@@ -94,6 +106,11 @@ class SlurmLauncherConfig(LauncherConfig):
             self.time is None or TIME.fullmatch(self.time) is not None,
             f"launcher.time={self.time} is not a time: write minutes (30), hours:minutes:seconds "
             "(4:00:00) or days-hours:minutes:seconds (2-12:00:00).",
+        )
+        require(
+            self.time is None or seconds(self.time) > self.grace_s,
+            f"launcher.grace_s={self.grace_s} leaves nothing of launcher.time={self.time}: the run "
+            "would be told to save as it starts. Lower the one or raise the other.",
         )
         require(
             self.mem is None or MEMORY.fullmatch(self.mem) is not None,

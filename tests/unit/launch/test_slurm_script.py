@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.config.groups.slurm import SlurmLauncherConfig
+from llmtrain.config.groups.slurm import SlurmLauncherConfig, seconds
 from llmtrain.errors import ConfigError
 from llmtrain.launch.slurm_script import FIRST_PORT, PORTS, Task, render
 from tests.support.waiting import wait_until
@@ -200,6 +200,7 @@ def test_hostile_values_arrive_as_they_are(stage: Stage) -> None:
         ({"sbatch_options": ["exclude=n1"]}, "launcher.sbatch_options=[--exclude=n1]"),
         ({"modules": [""]}, "launcher.modules"),
         ({"time": "4h"}, "launcher.time=4h is not a time"),
+        ({"time": "2"}, "launcher.grace_s=120 leaves nothing of launcher.time=2"),
         ({"mem": "64 GB"}, "launcher.mem=64G"),
         ({"gpu_type": "h100"}, "launcher.gpus_per_node=8"),
         ({"grace_s": 0}, "launcher.grace_s=0"),
@@ -211,6 +212,15 @@ def test_what_a_script_cannot_hold_is_refused(settings: dict[str, object], said:
     with pytest.raises(ConfigError) as refused:
         SlurmLauncherConfig(**settings)  # type: ignore[arg-type]
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("time", "s"),
+    [("30", 1800), ("30:05", 1805), ("4:00:01", 14401), ("2-12", 216000), ("1-0:30", 88200),
+     ("1-1:01:01", 90061)],
+)  # fmt: skip
+def test_times_as_slurm_reads_them(time: str, s: int) -> None:
+    assert seconds(time) == s
 
 
 def test_a_module_that_is_not_there_ends_the_job(stage: Stage) -> None:

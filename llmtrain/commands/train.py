@@ -58,7 +58,7 @@ def run_train(options: Options) -> int:
     run: RunConfig = composed.config
     if isinstance(run.launcher, SlurmLauncherConfig):
         if rank is not None:
-            raise ConfigError("launcher=slurm submits a job: run it without torchrun.")
+            raise ConfigError("launcher=slurm submits a job: run it without torchrun or srun.")
         run = in_time(run)
     if rank is None and not options.has("--dry-run"):
         run = dataclasses.replace(run, data=keep_stdin(run.data))

@@ -68,8 +68,9 @@ def submit(run: RunConfig, plan: Plan, overrides: Sequence[str]) -> int:
     is_new = run.run_dir is None or not planned_dir(run).exists()
     run_dir = run_folder(run)
     try:
+        slurm.refuse_active(run_dir)  # first: its workers may hold the claim, on this machine
         with claimed(run_dir):
-            slurm.refuse_active(run_dir)
+            slurm.refuse_active(run_dir)  # submitted meanwhile
             check_newest(
                 run_dir / CHECKPOINTS, model=dataclasses.asdict(run.model),
                 optimizer=run.optimizer.name, tokenizer=run.tokenizer.name,

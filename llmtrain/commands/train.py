@@ -152,8 +152,8 @@ def start(
         ConfigError: when the run directory cannot be had.
     """
     run_dir = run_folder(run)
+    refuse_active(run_dir)
     with claimed(run_dir):
-        refuse_active(run_dir)
         # Before the folder's config is replaced: a refused start must leave the run as it was.
         check_newest(
             run_dir / CHECKPOINTS,

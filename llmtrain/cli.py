@@ -136,7 +136,7 @@ def _told(argv: Sequence[str]) -> int:
     try:
         return run(argv)
     except UserError as error:
-        from llmtrain.launch.torchrun import let_rank_0_speak
+        from llmtrain.launch.foreign import let_rank_0_speak
         from llmtrain.panel import show_user_error
 
         let_rank_0_speak()

@@ -19,7 +19,7 @@ from llmtrain.config.store import to_yaml
 from llmtrain.config.sweep import DONE, SweepRecord, load_sweep, to_do
 from llmtrain.console import make_console
 from llmtrain.errors import EXIT_OK, ConfigError, require
-from llmtrain.launch import torchrun
+from llmtrain.launch import foreign
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.shares import Shares, share_machine
 from llmtrain.launch.slurm import refuse_active
@@ -38,8 +38,10 @@ def run_sweep(options: Options) -> int:
     Raises:
         ConfigError: when the sweep itself cannot be read.
     """
-    if torchrun.rank() is not None:
-        raise ConfigError("A multirun starts its own processes: run it without torchrun.")
+    if foreign.rank() is not None:
+        raise ConfigError(
+            "A multirun starts its own processes: run it without torchrun, srun or mpirun."
+        )
     resumed = options.chooses("sweep.resume")
     sweep = _resumed(options) if resumed else None
     folders = options.config_dirs if sweep is None else [Path(d) for d in sweep.config_dirs]

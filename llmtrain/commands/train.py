@@ -20,7 +20,7 @@ from llmtrain.config.store import to_yaml
 from llmtrain.data.stdin import keep_stdin
 from llmtrain.distributed.node import Node, this_node
 from llmtrain.errors import EXIT_OK, ConfigError, require
-from llmtrain.launch import torchrun
+from llmtrain.launch import foreign
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.local import join, launch
 from llmtrain.launch.slurm import refuse_active
@@ -38,7 +38,7 @@ def run_train(options: Options) -> int:
     # Imported here: what starts a frozen run (llmtrain/start.py) does without Hydra.
     from llmtrain.commands.compose import composer
 
-    rank = torchrun.rank()
+    rank = foreign.rank()
     if rank and (options.has("--cfg") or options.has("--dry-run")):
         return EXIT_OK  # rank 0 answers
     with composer("train", options.config_dirs) as hydra:
@@ -62,15 +62,15 @@ def run_train(options: Options) -> int:
         run = in_time(run)
     if rank is None and not options.has("--dry-run"):
         run = dataclasses.replace(run, data=keep_stdin(run.data))
-    plan = plan_run(run, None if rank is None else torchrun.world_size())
+    plan = plan_run(run, None if rank is None else foreign.world_size())
     if rank is not None and plan.servers:
         raise ConfigError(
             f"sync={run.sync.name} starts a server and replicas that live and die on their own, "
-            "which torchrun's workers cannot; run `llmtrain train ...` without torchrun."
+            "which ranks of another launcher cannot; run `llmtrain train ...` without it."
         )
     if rank:
         # It has composed too, so that what is refused ends every rank at once.
-        return torchrun.become_worker("-", run.launcher)
+        return foreign.become_worker("-", run.launcher)
     if options.has("--dry-run"):
         print_plan(run, plan)
         if isinstance(run.launcher, TorchrunLauncherConfig):
@@ -85,7 +85,7 @@ def run_train(options: Options) -> int:
         if not node.leads:
             return join(run, plan, node, digest(run))
         return start(run, plan, options.overrides, node=node)
-    return start(run, plan, options.overrides, under_torchrun=rank is not None)
+    return start(run, plan, options.overrides, is_rank=rank is not None)
 
 
 def plan_run(run: RunConfig, world_size: int | None = None, *, gpus: int | None = None) -> Plan:
@@ -136,7 +136,7 @@ def start(
     plan: Plan,
     overrides: Sequence[str],
     *,
-    under_torchrun: bool = False,
+    is_rank: bool = False,
     node: Node | None = None,
 ) -> int:
     """Freeze the run directory and train from it; return the exit code.
@@ -145,7 +145,7 @@ def start(
         run: The configuration.
         plan: Its plan.
         overrides: As typed.
-        under_torchrun: Whether this process is a rank and becomes its worker.
+        is_rank: Whether this process is a rank and becomes its worker.
         node: This host, the first of several; null: it is alone.
 
     Raises:
@@ -163,7 +163,7 @@ def start(
         )
         if freeze(run, plan, overrides, run_dir) and (run_dir / METRICS).is_file():
             show_note(f"resuming {run_dir}")
-        if not under_torchrun:
+        if not is_rank:
             return launch(run_dir, run, plan, node=node, digest="" if node is None else digest(run))
         # Inside: the claim is passed on to the worker that this process becomes.
-        return torchrun.become_worker(str(run_dir), run.launcher)
+        return foreign.become_worker(str(run_dir), run.launcher)

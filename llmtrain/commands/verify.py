@@ -30,7 +30,7 @@ from llmtrain.config.verify import (
     load_verification,
 )
 from llmtrain.errors import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, require
-from llmtrain.launch import torchrun
+from llmtrain.launch import foreign
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.failure import log_tail
 from llmtrain.launch.local import launch, run_task
@@ -69,7 +69,7 @@ def run_verify(options: Options) -> int:
     Raises:
         UserError: for everything that can be told before a process starts.
     """
-    if torchrun.rank() is not None:
+    if foreign.rank() is not None:
         raise ConfigError("llmtrain verify starts its own processes: run it without torchrun.")
     words = [*options.overrides, *(["json=true"] if options.has("--json") else [])]
     with composer("verify", options.config_dirs) as hydra:

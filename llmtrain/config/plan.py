@@ -248,7 +248,7 @@ def _axis_sizes(run: RunConfig, *, gpus: int, world_size: int | None) -> tuple[d
         on_gpus = gpus and run.train.device != "cpu"
         spare = max(gpus * nnodes // fixed, 1) if on_gpus else 2 * nnodes
         total = fixed * _fitting(run, open_axis, spare) if open_axis else fixed
-    source = "torchrun started" if world_size else f"launcher.nproc_per_node={total} starts"
+    source = "there are" if world_size else f"launcher.nproc_per_node={total} starts"
     if nnodes > 1 and not world_size and per_node:
         source = f"launcher.nnodes={nnodes} x launcher.nproc_per_node={per_node} starts"
     shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size not in (None, 1))

@@ -95,7 +95,14 @@ def open_store() -> dist.Store:
         return dist.PrefixStore(f"round/{os.environ[ROUND_ENV]}", met)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return dist.HashStore()
-    store, _, _ = next(dist.rendezvous("env://"))
+    try:
+        store, _, _ = next(dist.rendezvous("env://"))
+    except dist.DistNetworkError as error:
+        where = " ".join(f"{k}={os.environ.get(k)}" for k in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ConfigError(
+            f"{where}: the ranks cannot meet there ({str(error).splitlines()[0]}). Set both to a "
+            "free port of the host of rank 0, the same for all ranks."
+        ) from None
     return store
 
 

@@ -183,8 +183,11 @@ class Meeting:
         """Return what to say when not all hosts have come in time."""
         here = ""
         if isinstance(self.handler, DynamicRendezvousHandler):
-            came = sorted(node.addr for node in self.handler._state_holder.state.participants)
-            here = f"; {len(came)} came: {', '.join(came)}"
+            others = self.handler._state_holder.state.participants
+            numbered = self.node.rank is not None
+            names = (node.addr.partition(".")[2] if numbered else node.addr for node in others)
+            came = {self.host, *names}
+            here = f"; {len(came)} came: {', '.join(sorted(came))}"
         needed = f"launcher.nnodes={self.nnodes}"
         if self.node.min_nodes < self.nnodes:
             needed = f"launcher.min_nodes={self.node.min_nodes}"
@@ -238,11 +241,14 @@ class Meeting:
             time.sleep(TRY_S)
 
     def leave(self, hosts: int) -> None:
-        """Take note that this host is done; the first waits for the others: its store is theirs.
+        """Take note that the run is over here; the first host waits for the others: its store is
+        theirs.
 
         Args:
             hosts: How many took part.
         """
+        # Ends its thread, too: one that is inside the store while the interpreter ends aborts.
+        self.handler.shutdown()
         try:
             gone = self._store.add("left", 1)
             until = time.monotonic() + LEAVE_S

@@ -34,7 +34,7 @@ class Node:
     leads: bool
     """Whether it is the first host: it composes, freezes the run, and serves the store."""
     is_static: bool = False
-    connect_timeout_s: float = 25.0
+    connect_timeout_s: float = 20.0
     join_timeout_s: float = 600.0
 
     @property

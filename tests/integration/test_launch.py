@@ -341,22 +341,6 @@ def rank_processes(stage: Stage) -> dict[str, int]:
     return found
 
 
-def test_under_an_existing_torchrun(stage: Stage) -> None:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "llmtrain", "train", *TINY, "strategy=data", "train.steps=2",
-        f"run_dir={stage.run_dir}",
-    ]  # fmt: skip
-    env = {**os.environ, "LLMTRAIN_CACHE": str(stage.folder / "cache")}
-    ended = subprocess.run(
-        command, cwd=stage.folder, env=env, capture_output=True, text=True, timeout=240
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert stage.result()["status"] == "completed"
-    assert json.loads((stage.run_dir / "plan.json").read_text())["world_size"] == 2
-    assert (stage.run_dir / "logs" / "rank_1.log").is_file()
-
-
 def test_a_sweep_goes_on_after_a_failed_job(stage: Stage) -> None:
     env = {**os.environ, "LLMTRAIN_CACHE": str(stage.folder / "cache")}
     words = [w for w in TINY if not w.startswith("model.n_heads")]
@@ -393,15 +377,3 @@ def test_ctrl_c_ends_a_sweep(stage: Stage) -> None:
     jobs = json.loads(summary.read_text())["jobs"]
     assert [job["status"] for job in jobs] == ["stopped", "not started"]
     assert "not started" in out
-
-
-def test_a_refusal_under_torchrun_is_told_once_and_ends_all_ranks(stage: Stage) -> None:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "llmtrain", "train", *TINY, f"run_dir={stage.run_dir}",
-    ]  # fmt: skip
-    ended = subprocess.run(command, cwd=stage.folder, capture_output=True, text=True, timeout=240)
-    assert ended.returncode != 0
-    assert ended.stderr.count("╭") == 1 and "use strategy=data" in ended.stderr
-    assert "forcefully exiting" not in ended.stderr
-    assert stage.processes() == []

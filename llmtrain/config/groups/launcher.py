@@ -70,7 +70,7 @@ class TorchrunLauncherConfig(LauncherConfig):
     min_nodes: int | None = None
     """Hosts without which the run ends; null: all. With fewer than nnodes it goes on from the
     newest checkpoint when hosts are lost, as far as the strategy can be cut over those left."""
-    connect_timeout_s: float = 25.0
+    connect_timeout_s: float = 20.0
     """How long a host tries to reach the first, seconds."""
     join_timeout_s: float = 600.0
     """How long hosts wait until all have come, seconds."""

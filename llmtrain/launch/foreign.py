@@ -1,0 +1,155 @@
+"""Ranks that another launcher has started: torchrun, srun or mpirun. Each becomes its worker.
+
+    torchrun --nproc-per-node N -m llmtrain train ...
+    srun -n N llmtrain train ...
+    mpirun -n N llmtrain train ...
+
+Every rank composes, so that what cannot work ends all of them at once; rank 0 freezes the run
+directory, and the others learn its path from rank 0's worker over the rendezvous store.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Mapping
+from typing import NoReturn
+
+from llmtrain.config.groups.launcher import LauncherConfig
+from llmtrain.errors import ConfigError
+from llmtrain.launch.environment import worker_environment
+from llmtrain.launch.local import PYTHON
+
+SILENCE_S = 20.0
+"""How long a refused rank leaves the word to rank 0; after that the fault is its own machine's."""
+
+PORTS = range(20000, 30000)
+"""Where ranks meet that were told no port: below those that the kernel gives away, in Linux."""
+
+
+def rank() -> int | None:
+    """Return this process' rank where another launcher started it as one of several, else null."""
+    world = ranks_of(os.environ)
+    return int(world["RANK"]) if world else None
+
+
+def world_size() -> int:
+    """Return how many processes that launcher started."""
+    return int(ranks_of(os.environ)["WORLD_SIZE"])
+
+
+def let_rank_0_speak() -> None:
+    """On another rank than 0, wait to be ended; return when rank 0 seems to have no error.
+
+    What is refused is refused on every rank, and is told by rank 0 alone. Launchers end the others
+    as soon as one rank has ended, so a rank that ended before rank 0 would take away its words.
+    """
+    if rank():
+        time.sleep(SILENCE_S)
+
+
+def ranks_of(env: Mapping[str, str]) -> dict[str, str]:
+    """Return RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as another launcher gave them.
+
+    Empty where none did: a batch script has most of Slurm's variables too, and one rank needs no
+    other. A torchrun inside a job step is torchrun's.
+    """
+    if all(name in env for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID")):
+        local = env.get("LOCAL_RANK", "0"), env.get("LOCAL_WORLD_SIZE", "1")
+        return _named(env["RANK"], env["WORLD_SIZE"], *local)
+    if "SLURM_STEP_ID" in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        node = int(env.get("SLURM_NODEID", "0"))
+        local_size = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", "1"))[node]
+        return _named(
+            env["SLURM_PROCID"], env["SLURM_STEP_NUM_TASKS"], env["SLURM_LOCALID"], str(local_size)
+        )
+    if env.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
+        prefix = "OMPI_COMM_WORLD_"
+        return _named(*(env[prefix + k] for k in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")))
+    if env.get("PMI_SIZE", "1") != "1" and "MPI_LOCALRANKID" in env:  # MPICH and Intel
+        return _named(
+            env["PMI_RANK"], env["PMI_SIZE"], env["MPI_LOCALRANKID"], env["MPI_LOCALNRANKS"]
+        )
+    return {}
+
+
+def meeting_of(env: Mapping[str, str]) -> dict[str, str]:
+    """Return MASTER_ADDR and MASTER_PORT, where ranks meet that another launcher started.
+
+    Raises:
+        ConfigError: when ranks of several hosts were not told where, and cannot find out.
+    """
+    if "TORCHELASTIC_RUN_ID" in env:
+        return {name: env[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in env}
+    world = ranks_of(env)
+    job = env.get("PMIX_NAMESPACE") or f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}"
+    port = env.get("MASTER_PORT") or str(PORTS[zlib.crc32(job.encode()) % len(PORTS)])
+    if "MASTER_ADDR" in env:
+        return {"MASTER_ADDR": env["MASTER_ADDR"], "MASTER_PORT": port}
+    if world["WORLD_SIZE"] == world["LOCAL_WORLD_SIZE"]:
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    if "SLURM_STEP_NODELIST" in env:
+        return {"MASTER_ADDR": _first_host(env["SLURM_STEP_NODELIST"]), "MASTER_PORT": port}
+    raise ConfigError(
+        f"the {world['WORLD_SIZE']} ranks of several hosts do not know where to meet: name the "
+        "host of rank 0, as `mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29500 ...`."
+    )
+
+
+def become_worker(run_dir: str, launcher: LauncherConfig) -> NoReturn:
+    """Replace this process by its worker.
+
+    Args:
+        run_dir: The run directory; "-": rank 0's worker will tell it.
+        launcher: Threads and allocator.
+
+    Raises:
+        ConfigError: when the ranks do not know where to meet.
+    """
+    world = ranks_of(os.environ)
+    base = {**os.environ, **world, **meeting_of(os.environ)}
+    processes = int(world["LOCAL_WORLD_SIZE"])
+    if processes > 1 and base.get("OMP_NUM_THREADS") == "1":
+        # torchrun's own default, which leaves most cores idle.
+        del base["OMP_NUM_THREADS"]
+    env = worker_environment(launcher, processes, base)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [*PYTHON, "llmtrain.worker", run_dir], env)
+
+
+def _named(rank: str, size: str, local_rank: str, local_size: str) -> dict[str, str]:
+    return {
+        "RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_size,
+    }  # fmt: skip
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Return tasks of each node, of Slurm's `2(x3),1`."""
+    tasks: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        assert found, f"SLURM_STEP_TASKS_PER_NODE={text}"
+        tasks += [int(found[1])] * int(found[2] or 1)
+    return tasks
+
+
+def _first_host(nodes: str) -> str:
+    """Return the first of Slurm's `node[1-2]`.
+
+    Raises:
+        ConfigError: when `scontrol`, which knows how to read it, cannot be run.
+    """
+    try:
+        listed = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30,
+            check=True,
+        )  # fmt: skip
+        return listed.stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        raise ConfigError(
+            f"SLURM_STEP_NODELIST={nodes}: `scontrol show hostnames` does not answer here; set "
+            "MASTER_ADDR to the host of rank 0."
+        ) from None

@@ -17,7 +17,7 @@ from llmtrain.commands.sweep_slurm import submit_sweep
 from llmtrain.commands.sweep_view import SweepView, count_jobs, ranked_table
 from llmtrain.config.store import to_yaml
 from llmtrain.config.sweep import DONE, SweepRecord, load_sweep, to_do
-from llmtrain.console import make_console
+from llmtrain.console import make_console, say
 from llmtrain.errors import EXIT_OK, ConfigError, require
 from llmtrain.launch import foreign
 from llmtrain.launch.claim import claimed
@@ -69,7 +69,9 @@ def run_sweep(options: Options) -> int:
             code = (submit_sweep if by_slurm else _run)(hydra, sweep, shares)
     make_console().print(ranked_table(sweep))
     if code != EXIT_OK:
-        show_note(f"{count_jobs(sweep)}. To go on: llmtrain train -m sweep.resume={sweep.folder}")
+        # To be copied: on one line, however long.
+        go_on = f"{count_jobs(sweep)}. To go on: llmtrain train -m sweep.resume={sweep.folder}"
+        say(make_console(stderr=True), go_on, "dim")
     return code
 
 

@@ -50,6 +50,8 @@ class SweepRun:
         self._tails: dict[int, MetricsTail] = {}
         self._since: dict[int, float] = {}
         """When each job that runs was started, unix s."""
+        self._seen: dict[int, dict[str, Any]] = {}
+        """The last values in the metrics of each job."""
         self._given_up: set[int] = set()
         self._stop_told = False
         self._refusal = ""
@@ -131,6 +133,7 @@ class SweepRun:
         """Look at what a run has logged since the last look; give it up where it is bad."""
         key = METRICS[self._sweep.settings.metric]
         for line in self._tails[job.number].lines():
+            self._seen.setdefault(job.number, {}).update(line)
             self._view.saw(job, line)
             if self._search is None or not _is_number(line.get(key)):
                 continue
@@ -148,6 +151,7 @@ class SweepRun:
             code = EXIT_SIGINT if stopped_by == signal.SIGINT else EXIT_SIGTERM
         since = self._since.pop(job.number)
         self._sweep.finish(job, code, since=since)
+        self._fill_in(job)
         job.wall_s = (job.wall_s or 0.0) + time.time() - since
         if job.number in self._given_up and job.status == "preempted":
             job.status = "pruned"
@@ -155,6 +159,13 @@ class SweepRun:
         if self._search is not None:
             self._search.tell(job)
         self._view.ended(job)
+
+    def _fill_in(self, job: Job) -> None:
+        """Take from its metrics what a job that ended without a word has not told."""
+        seen = self._seen.pop(job.number, {})
+        job.step = job.step if job.step is not None else seen.get("step")
+        job.train_loss = job.train_loss if job.train_loss is not None else seen.get("loss")
+        job.val_loss = job.val_loss if job.val_loss is not None else seen.get("val_loss")
 
     def _exit_code(self) -> int:
         jobs = self._sweep.jobs

@@ -165,10 +165,11 @@ def orphaned_memory(since: float) -> list[str]:
 def test_a_search_gives_up_bad_runs_and_goes_on_when_it_is_killed(sweeps: Sweeps) -> None:
     pytest.importorskip("optuna", reason="needs the extra llmtrain[optuna]")
     words = [
-        "-m", *TINY, "sweep.sampler=random", "sweep.trials=6", "sweep.pruner=median",
-        "sweep.startup_trials=1", "sweep.seed=3", "train.steps=3000", "train.eval_every_steps=25",
+        "-m", *TINY, "sweep.sampler=random", "sweep.trials=4", "sweep.pruner=median",
+        "sweep.startup_trials=1", "sweep.seed=1", "train.steps=1500", "train.eval_every_steps=25",
         "train.log_every_steps=25", "optimizer.lr=choice(1e-3,1e-7)", "sweep.parallel=2",
     ]  # fmt: skip
+    # The seed draws a good rate, a bad one, another bad one, and a good one.
     process = sweeps.start(*words)
     wait_until(lambda: "completed" in sweeps.statuses(), "a job that is done", 400)
     wait_until(lambda: "running" in sweeps.statuses(), "a job that runs")
@@ -178,12 +179,14 @@ def test_a_search_gives_up_bad_runs_and_goes_on_when_it_is_killed(sweeps: Sweeps
     drawn = [job["given"] for job in sweeps.jobs()]
     out, _ = finish(sweeps.start("-m", f"sweep.resume={sweeps.sweep()}"), 0, 900)
     jobs = sweeps.jobs()
-    assert [job["given"] for job in jobs][: len(drawn)] == drawn and len(jobs) == 6
+    assert [job["given"] for job in jobs][: len(drawn)] == drawn and len(jobs) == 4
     assert {job["status"] for job in jobs} == {"completed", "pruned"}
     best = min((job for job in jobs if job["val_loss"]), key=lambda job: job["val_loss"])
     assert best["rank"] == 1 and best["given"] == ["optimizer.lr=0.001"]
-    for job in jobs:
-        if job["status"] == "pruned":
-            assert job["given"] == ["optimizer.lr=1e-07"] and job["step"] < 3000
-            assert list((Path(job["run_dir"]) / "checkpoints").glob("step_*"))  # it was saved
-    assert out.count("pruned") == sum(job["status"] == "pruned" for job in jobs) > 0
+    pruned = [job for job in jobs if job["status"] == "pruned"]
+    for job in pruned:
+        assert job["given"] == ["optimizer.lr=1e-07"] and job["step"] < 1500
+        assert job["val_loss"] > best["val_loss"]
+    # What it had learned was saved, but where the metrics of an earlier start said enough.
+    assert any(list((Path(job["run_dir"]) / "checkpoints").glob("step_*")) for job in pruned)
+    assert out.count("pruned") == len(pruned)

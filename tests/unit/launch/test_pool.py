@@ -145,7 +145,11 @@ def test_children_die_with_a_parent_that_is_killed(stage: Stage) -> None:
     pids = [int((stage.folder / f"{number}.pid").read_text()) for number in (0, 1)]
     parent.kill()
     parent.wait()
-    wait_until(lambda: not any(_lives(pid) for pid in pids), "the end of the children")
+    try:
+        wait_until(lambda: not any(map(_lives, pids)), "the end of the children", 30)
+    finally:
+        for pid in filter(_lives, pids):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _lives(pid: int) -> bool:

@@ -16,7 +16,7 @@ setup: $(STAMP)  ## .venv with everything installed; does nothing when that is u
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,clean,tensorboard]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,clean,optuna,tensorboard]'
 	$(BIN)/python -m compileall -q llmtrain tests  # pip does it for packages, not for sources that are edited
 	@touch $@
 

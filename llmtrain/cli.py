@@ -16,7 +16,8 @@ from llmtrain.errors import EXIT_OK, EXIT_SIGINT, EXIT_USER, UserError
 def _train(options: Options) -> int:
     # A sweep of YAML means -m. Known before composing: what only some of its jobs can take, and
     # values to sweep besides, would be refused in a single run.
-    if options.has("--multirun") or options.chooses("sweep"):
+    several = options.has("--multirun") or options.chooses("sweep")
+    if several or options.chooses("sweep.resume"):
         from llmtrain.commands.sweep import run_sweep
 
         return run_sweep(options)
@@ -51,6 +52,24 @@ def _checkpoint(options: Options) -> int:
     return run_checkpoint(options)
 
 
+def _jobs(options: Options) -> int:
+    from llmtrain.commands.jobs import run_jobs
+
+    return run_jobs(options)
+
+
+def _logs(options: Options) -> int:
+    from llmtrain.commands.logs import run_logs
+
+    return run_logs(options)
+
+
+def _cancel(options: Options) -> int:
+    from llmtrain.commands.cancel import run_cancel
+
+    return run_cancel(options)
+
+
 def _doctor(options: Options) -> int:
     from llmtrain.commands.doctor import run_doctor
 
@@ -65,6 +84,9 @@ HANDLERS: dict[str, Callable[[Options], int]] = {
     "replay": _task,
     "verify": _verify,
     "checkpoint": _checkpoint,
+    "jobs": _jobs,
+    "logs": _logs,
+    "cancel": _cancel,
     "doctor": _doctor,
 }
 """What runs each of `options.COMMANDS`."""

@@ -178,6 +178,9 @@ def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., A
     """
     _log_to_file(run_dir, "agent.log")
     run = load_run_config(run_dir / CONFIG)
+    # A launcher has done both already; an agent that a batch script starts has none.
+    os.environ.update(worker_environment(run.launcher, processes))
+    put_by(run_dir)
     spec = _spec(run_dir, processes, LoopbackRendezvous(), run.launcher.max_restarts, HOST)
     agent = Agent(spec, run_dir, run.checkpoint.grace_s)
     handle(agent.on_signal)
@@ -212,6 +215,8 @@ def run_hosts(
         ConfigError: when the hosts cannot meet, or do not share the run directory.
     """
     meeting = Meeting(node)
+    if meeting.leads and run_dir is not None:
+        put_by(run_dir)  # before the others begin
     run_dir = meeting.agree(run_dir, digest)
     _log_to_file(run_dir, f"agent_{meeting.host}.log")
     run = load_run_config(run_dir / CONFIG)

@@ -31,6 +31,7 @@ from llmtrain.distributed.env import BEGUN, REPLICA_ENV, RESTART_ENV, STORE_ENV
 from llmtrain.distributed.loopback import HOST, serve_store
 from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
 from llmtrain.launch.attempts import Attempts
+from llmtrain.launch.environment import worker_environment
 from llmtrain.launch.failure import (
     Failure,
     before_training,
@@ -292,6 +293,9 @@ def run_fleet(
     """
     logging.root.handlers = [logging.FileHandler(run_dir / LOGS / "agent.log", delay=True)]
     run = load_run_config(run_dir / CONFIG)
+    # A launcher has done both already; an agent that a batch script starts has none.
+    os.environ.update(worker_environment(run.launcher, processes))
+    put_by(run_dir)
     attempts = Attempts(run_dir, run.launcher.max_restarts)
     before: Fleet | None = None
     while True:

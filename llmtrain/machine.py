@@ -6,9 +6,19 @@ import subprocess
 import time
 from pathlib import Path
 
+CORES_ENV = "LLMTRAIN_CORES"
+"""Cores of this process, where several runs share the machine."""
+
 
 def usable_cores() -> int:
-    """Return the CPU cores this process may run on: affinity and cgroup quota counted."""
+    """Return the CPU cores this process may run on: affinity, cgroup quota and share counted."""
+    share = os.environ.get(CORES_ENV, "")
+    if share.isdigit() and int(share):
+        return min(int(share), _machine_cores())
+    return _machine_cores()
+
+
+def _machine_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:

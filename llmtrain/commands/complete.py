@@ -14,7 +14,7 @@ from llmtrain.commands.options import COMMANDS, FLAGS, MODES, SHELLS, Options
 
 FILES = ":files"
 
-PATHS = {"path", "run", "run_dir", "cache_dir", "out", "from"}
+PATHS = {"path", "run", "run_dir", "cache_dir", "out", "from", "resume"}
 """Last parts of keys whose values are files or folders."""
 
 BOOLEANS = ("true", "false")
@@ -95,6 +95,8 @@ def complete(words: Sequence[str]) -> list[str]:
         return _matching(known, current)
     if current.startswith("-"):
         return _matching(sorted({*COMMANDS[command].flags, "--help"}), current)
+    if COMMANDS[command].folders and "=" not in current:
+        return [FILES]
     if not COMMANDS[command].overrides:
         return []
     dirs = [Path(value) for flag, value in itertools.pairwise(before)

@@ -68,7 +68,8 @@ def _show_command(console: "Console", options: Options) -> None:
     # Composed before anything is printed: what is typed may be refused.
     known, found = _looked_up(options) if typed else _defaults(options)
     usage = "[FLAGS] [KEY=VALUE ...]" if command.overrides else "[FLAGS]"
-    usage = f"{'|'.join(command.actions)} {usage}" if command.actions else usage
+    first = "|".join(command.actions) or command.folders
+    usage = f"{first} {usage}" if first else usage
     console.print(f"llmtrain {name}{mode} {usage}\n\n{command.purpose}", markup=False)
     _section(console, "Examples")
     for example in command.examples:

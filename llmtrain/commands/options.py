@@ -25,6 +25,8 @@ class Command:
     """Whether it takes overrides."""
     actions: tuple[str, ...] = ()
     """Words of which one follows the command."""
+    folders: str = ""
+    """What follows the command without a key, for --help: RUN (one folder), [DIR ...] (several)."""
 
 
 COMMANDS = {
@@ -88,6 +90,25 @@ COMMANDS = {
         frozenset({"--cfg", "--json"}),
         actions=("list", "verify", "convert", "delete"),
     ),
+    "jobs": Command(
+        "runs that were submitted to Slurm: job, state, step, how often queued again",
+        ("jobs", "jobs runs/books sweeps --json"),
+        frozenset({"--json"}),
+        overrides=False,
+        folders="[DIR ...]",
+    ),
+    "logs": Command(
+        "the log of a run's rank, and what its Slurm job has printed",
+        ("logs runs/books/1 -f", "logs runs/books/1 rank=3"),
+        frozenset({"--follow"}),
+        folders="RUN",
+    ),
+    "cancel": Command(
+        "end a run, or a sweep that Slurm runs, after a checkpoint",
+        ("cancel runs/books/1",),
+        overrides=False,
+        folders="RUN",
+    ),
     "doctor": Command(
         "what this machine offers, and what to mend: devices, backends, ports, disk, versions",
         ("doctor", "doctor --json"),
@@ -105,6 +126,7 @@ FLAGS = {
     "--multirun": "run every combination of comma lists, range(), choice(), glob(); put it first",
     "--config-dir": "your own YAML, laid out as conf/ is: DIR/experiment/mine.yaml",
     "--json": "answer with one JSON object on stdout",
+    "--follow": "go on until the run has ended",
     "--inspect": "show what a prepared folder holds; settings: prepare --inspect DIR --help",
     "--samples": "list what a step of a run trains on; settings: prepare --samples --help",
     "--completion": "print a script that completes commands, groups, choices and settings",
@@ -114,7 +136,9 @@ FLAGS = {
 MODES = {"--inspect": "inspect", "--samples": "samples"}
 """Flags that ask something else of a command, and the root of the settings that go with them."""
 
-SHORT = {"-h": "--help", "-V": "--version", "-m": "--multirun", "-n": "--dry-run"}
+SHORT = {
+    "-h": "--help", "-V": "--version", "-m": "--multirun", "-n": "--dry-run", "-f": "--follow",
+}  # fmt: skip
 
 VALUE_FLAGS = {
     "--cfg": "job", "--config-dir": "DIR", "--inspect": "DIR", "--completion": "bash|zsh|fish",
@@ -132,6 +156,8 @@ class Options:
     action: str | None = None
     """What the command is to do, where it does several things."""
     overrides: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    """What was named without a key, of a command that takes folders."""
     flags: set[str] = field(default_factory=set)
     config_dirs: list[Path] = field(default_factory=list)
     inspected: str | None = None
@@ -180,6 +206,10 @@ def parse(argv: Sequence[str]) -> Options:
                     f"It has {', '.join(actions)}."
                 )
             options.action = word
+        elif options.command in COMMANDS and COMMANDS[options.command].folders and (
+            "=" not in word or Path(word).exists()
+        ):  # fmt: skip
+            options.folders.append(word)
         else:
             options.overrides.append(word)
     if options.command == "help":
@@ -266,6 +296,11 @@ def _check(options: Options, command: Command) -> None:
             raise UsageError(
                 f"llmtrain {options.command} does not take {flag}; it is for {', '.join(takers)}."
             )
+    if command.folders == "RUN" and len(options.folders) != 1:
+        raise UsageError(
+            f"llmtrain {options.command} takes one run directory, and {len(options.folders)} are "
+            f"named: llmtrain {command.examples[0]}"
+        )
     if options.overrides and not command.overrides:
         raise UsageError(
             f"llmtrain {options.command} takes no settings: leave out "

@@ -11,7 +11,7 @@ from pathlib import Path
 from llmtrain.commands.groups import Group, choice_file, groups
 from llmtrain.commands.settings import keys, schema_of
 from llmtrain.config.paths import conf_dir
-from llmtrain.config.store import PLAIN_SCHEMAS, ROOTS, SCHEMAS
+from llmtrain.config.store import PLAIN_SCHEMAS, ROOTS, SCHEMAS, is_group
 from llmtrain.errors import ConfigError, did_you_mean
 
 PACKAGE = r"\s*#\s*@package +_global_\s*$"
@@ -67,7 +67,7 @@ def check_package(command: str, group: str, choice: str, config_dirs: Sequence[P
         ConfigError: names the file and the line that it lacks.
     """
     path = choice_file(group, choice, config_dirs)
-    if group in _names(ROOTS[command]) or path is None:
+    if is_group(group) or path is None:
         return
     text = path.read_text(encoding="utf-8", errors="replace")
     if not re.match(PACKAGE, text, re.MULTILINE):

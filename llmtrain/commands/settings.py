@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.commands.groups import choice_file, groups, read_yaml
-from llmtrain.config.store import PLAIN_SCHEMAS, ROOTS, SCHEMAS
+from llmtrain.config.store import PLAIN_SCHEMAS, ROOTS, SCHEMAS, is_group
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _fields(prefix: str, schema: type, values: Mapping[str, Any]) -> Iterator[Ke
         hint = hints[field.name]
         name = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(hint):
-            if prefix:  # a group of the root is not a setting
+            if prefix or not is_group(field.name):  # a group of the root is not a setting
                 nested = values.get(field.name)
                 yield from _fields(
                     f"{name}.", typing.cast(type, hint), nested if isinstance(nested, dict) else {}

@@ -1,74 +1,39 @@
-"""`llmtrain train -m` and `sweep=NAME`: one run after another, each a fresh process tree.
-
-    sweeps/<experiment_name>/<date>_<time>-<id>/
-        0/  1/  ...      a run directory each
-        sweep.json       every job: overrides, status, losses, seconds
+"""`llmtrain train -m`, `sweep=NAME` and `sweep.resume=DIR`: several runs of one command line.
 
 A job that fails, or that cannot even be composed, does not stop the others.
 """
 
 import dataclasses
-import json
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import os
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.types import Override
-from rich.text import Text
-
-from llmtrain.commands.compose import Composer, SweepBase, composer
+from llmtrain.commands.compose import Composer, composer
 from llmtrain.commands.options import Options
-from llmtrain.commands.secrets import refuse_secrets
-from llmtrain.commands.show import plain_table, print_plan
-from llmtrain.commands.train import plan_run, start
-from llmtrain.config.paths import RESULT, default_sweep_dir, make_run_dir
-from llmtrain.config.plan import Plan
-from llmtrain.config.schema import RunConfig
+from llmtrain.commands.search import Search, require_optuna
+from llmtrain.commands.show import print_plan
+from llmtrain.commands.sweep_jobs import compose_job, make_folder, read_sweep, words_of
+from llmtrain.commands.sweep_run import SweepRun
+from llmtrain.commands.sweep_slurm import submit_sweep
+from llmtrain.commands.sweep_view import SweepView, count_jobs, ranked_table
 from llmtrain.config.store import to_yaml
-from llmtrain.console import make_console
-from llmtrain.errors import (
-    EXIT_BUG,
-    EXIT_OK,
-    EXIT_SIGINT,
-    EXIT_SIGTERM,
-    EXIT_USER,
-    ConfigError,
-    UserError,
-)
+from llmtrain.config.sweep import DONE, SweepRecord, load_sweep, to_do
+from llmtrain.console import make_console, say
+from llmtrain.errors import EXIT_OK, ConfigError, require
 from llmtrain.launch import foreign
-from llmtrain.panel import show_note, show_user_error
-from llmtrain.units import counted, format_duration
+from llmtrain.launch.claim import claimed
+from llmtrain.launch.shares import Shares, share_machine
+from llmtrain.launch.slurm import refuse_active
+from llmtrain.panel import show_note
+from llmtrain.units import counted
 
-SUMMARY = "sweep.json"
-
-STYLES = {"completed": "green", "failed": "red", "refused": "red"}
-
-
-@dataclass
-class Job:
-    """One run of a sweep, and what came of it."""
-
-    number: int
-    overrides: list[str]
-    """What this job sets."""
-    given: list[str]
-    """What distinguishes it from its neighbours."""
-    run_dir: str | None = None
-    status: str = "not started"
-    """completed | failed | refused (its configuration) | stopped | preempted | not started."""
-    exit_code: int | None = None
-    train_loss: float | None = None
-    val_loss: float | None = None
-    wall_s: float | None = None
-    error: str | None = None
+CHANGEABLE = ("sweep.parallel", "sweep.trials")
+"""What a sweep that is resumed may be told anew."""
 
 
 def run_sweep(options: Options) -> int:
     """Run the sweep and return the exit code.
 
-    0: every job completed; 1: some did not; 2: none could be composed; 130, 143: a signal came.
+    0: every job is done; 1: some are not; 2: none could be composed; 130, 143: a signal came.
 
     Raises:
         ConfigError: when the sweep itself cannot be read.
@@ -77,136 +42,124 @@ def run_sweep(options: Options) -> int:
         raise ConfigError(
             "A multirun starts its own processes: run it without torchrun, srun or mpirun."
         )
-    with composer("train", options.config_dirs) as hydra:
-        jobs, base = make_jobs(hydra, options.overrides)
+    resumed = options.chooses("sweep.resume")
+    sweep = _resumed(options) if resumed else None
+    folders = options.config_dirs if sweep is None else [Path(d) for d in sweep.config_dirs]
+    with composer("train", folders) as hydra:
+        sweep = sweep or read_sweep(hydra, options.overrides)
+        shares = share_machine(sweep.settings.parallel)
+        if sweep.settings.searches:
+            require_optuna(sweep.settings)
         if options.has("--cfg") or options.has("--dry-run"):
-            return _answer(hydra, jobs, yaml=options.has("--cfg"))
-        if base.run_dir is not None:
-            raise ConfigError(
-                f"run_dir={base.run_dir}: the runs of a sweep cannot share one; leave it out, and "
-                "they are kept in sweeps/<experiment_name>/."
-            )
-        folder = make_run_dir(default_sweep_dir(base.experiment_name), logs=False)
-        show_note(f"{counted(len(jobs), 'job')} in {folder}")
-        code = _run_jobs(hydra, jobs, folder)
-    show_table(jobs)
+            return _answer(hydra, sweep, shares, yaml=options.has("--cfg"))
+        if sweep.device != "cpu":
+            shares.require_gpu()
+        if not resumed:
+            _preview(
+                hydra, sweep
+            )  # a space that makes no sense is refused before there is a folder
+            make_folder(sweep)
+            jobs = counted(sweep.settings.trials or len(sweep.jobs), "job")
+            show_note(f"{jobs} in {sweep.folder}{shares.describe()}")
+        with claimed(sweep.folder, "sweep.resume"):
+            refuse_active(sweep.folder)
+            if resumed:
+                _look_again(sweep)
+            by_slurm = sweep.launcher == "slurm" and bool(to_do(sweep.jobs))
+            code = (submit_sweep if by_slurm else _run)(hydra, sweep, shares)
+    make_console().print(ranked_table(sweep))
+    if code != EXIT_OK:
+        # To be copied: on one line, however long.
+        go_on = f"{count_jobs(sweep)}. To go on: llmtrain train -m sweep.resume={sweep.folder}"
+        say(make_console(stderr=True), go_on, "dim")
     return code
 
 
-def make_jobs(hydra: Composer, overrides: Sequence[str]) -> tuple[list[Job], SweepBase]:
-    """Return the jobs of a sweep, and what they share.
+def _run(hydra: Composer, sweep: SweepRecord, shares: Shares) -> int:
+    """Freeze what is not frozen, and run what is not done."""
+    search = _search(hydra, sweep, sweep.folder) if sweep.settings.searches else None
+    with SweepView(sweep) as view:
+        return SweepRun(hydra, sweep, search, shares, view).run()
+
+
+def _search(hydra: Composer, sweep: SweepRecord, folder: Path | None) -> Search:
+    return Search(sweep, words_of(hydra, sweep), folder)
+
+
+def _preview(hydra: Composer, sweep: SweepRecord) -> SweepRecord:
+    """Return the sweep with a job at least: of a search, one that is only drawn.
 
     Raises:
-        ConfigError: when an override cannot be read, or nothing is swept.
+        ConfigError: when a search's space makes no sense.
     """
-    parsed = hydra.parse(overrides, multirun=True)
-    base = hydra.sweep_base([str(o.input_line) for o in parsed if not o.is_sweep_override()])
-    params = hydra.parse([f"{k}={v}" for k, v in base.params.items()], multirun=True)
-    # What is typed wins over what the sweep's YAML says.
-    typed = {o.get_key_element() for o in parsed}
-    everything = [*(o for o in params if o.get_key_element() not in typed), *parsed]
-    swept = {o.get_key_element() for o in everything if o.is_sweep_override()}
-    jobs = []
-    for number, words in enumerate(_product(everything)):
-        refuse_secrets(dict(word.partition("=")[::2] for word in words))  # sweep.json names them
-        given = [word for word in words if word.partition("=")[0] in swept]
-        jobs.append(Job(number, words, given or words))
-    return jobs, base
+    if not sweep.settings.searches:
+        return sweep
+    drawn = dataclasses.replace(sweep, jobs=[])
+    _search(hydra, drawn, None).ask()
+    return drawn
 
 
-def _product(overrides: Iterable[Override]) -> list[list[str]]:
-    """Return every combination of the swept values, as Hydra's own sweeper makes them.
-
-    Raises:
-        ConfigError: for interval() and other sweeps without an end.
-    """
-    listed = list(overrides)
-    for override in listed:
-        if override.is_sweep_override() and not override.is_discrete_sweep():
-            raise ConfigError(
-                f"{override.input_line}: only lists, range(), choice() and glob() can be swept."
-            )
-    [batch] = BasicSweeper.split_arguments(listed, max_batch_size=None)
-    return [list(words) for words in batch]
-
-
-def _answer(hydra: Composer, jobs: Sequence[Job], *, yaml: bool) -> int:
-    """Print what every job would be, and start none."""
+def _answer(hydra: Composer, sweep: SweepRecord, shares: Shares, *, yaml: bool) -> int:
+    """Print what every job that is not done would be, and start none."""
+    jobs = to_do(sweep.jobs)
+    if sweep.settings.searches:
+        settings = sweep.settings
+        print(f"# {settings.trials} jobs by {settings.sampler}; one that may be drawn:")
+        jobs = [*jobs, *_preview(hydra, sweep).jobs]
     for job in jobs:
-        print(f"# job {job.number}: {' '.join(job.given)}", flush=True)
-        run = hydra.compose(job.overrides).config
+        print(f"# job {job.number}: {job.label}", flush=True)
+        run, plan = compose_job(hydra, job, shares)
         if yaml:
             print(to_yaml(run))
         else:
-            print_plan(run, plan_run(run))
+            print_plan(run, plan)
     return EXIT_OK
 
 
-def _run_jobs(hydra: Composer, jobs: Sequence[Job], folder: Path) -> int:
-    """Run the jobs one after another; return the exit code of the whole."""
-    for number, job in enumerate(jobs):
-        show_note(f"\njob {job.number} of {len(jobs)}: {' '.join(job.given)}")
-        began = time.monotonic()
-        try:
-            run, plan = _prepare(hydra, job, folder)
-            job.exit_code = start(run, plan, job.overrides)
-            _read_result(job)
-        except UserError as error:
-            job.status, job.error = "refused", str(error)
-            if number == 0 or job.error != jobs[number - 1].error:
-                show_user_error(error)
-        except KeyboardInterrupt:
-            job.status, job.exit_code = "stopped", EXIT_SIGINT
-        job.wall_s = time.monotonic() - began
-        _save(jobs, folder)
-        if job.exit_code in (EXIT_SIGINT, EXIT_SIGTERM):
-            return job.exit_code
-    if all(job.status == "refused" for job in jobs):
-        return EXIT_USER
-    return EXIT_OK if all(job.status == "completed" for job in jobs) else EXIT_BUG
+def _resumed(options: Options) -> SweepRecord:
+    """Return the sweep that `sweep.resume` names, with what is told anew; its folder is entered.
 
-
-def _prepare(hydra: Composer, job: Job, folder: Path) -> tuple[RunConfig, Plan]:
-    run = hydra.compose(job.overrides).config
-    job.run_dir = str(folder / str(job.number))
-    run = dataclasses.replace(run, run_dir=job.run_dir)
-    return run, plan_run(run)
-
-
-def _read_result(job: Job) -> None:
-    """Complete the job by its result.json."""
-    assert job.run_dir is not None
+    Raises:
+        ConfigError: when it cannot be read, or something else is asked for besides.
+    """
+    with composer("train") as hydra:
+        given = {o.key_or_group: o for o in hydra.parse(options.overrides)}
+        folder = Path(str(given.pop("sweep.resume").value())).expanduser().absolute()
+        sweep = load_sweep(folder)
+        anew = [str(o.input_line) for key, o in given.items() if key in CHANGEABLE]
+        kept = [f"sweep.sampler={sweep.settings.sampler}", f"sweep.trials={sweep.settings.trials}"]
+        told = hydra.sweep_base([*(kept if sweep.settings.searches else []), *anew]).settings
+    others = [str(o.input_line) for key, o in given.items() if key not in CHANGEABLE]
+    others += [f"--config-dir {added}" for added in options.config_dirs]
+    require(
+        not others,
+        f"{' '.join(others)}: sweep.resume={folder} goes on with what it was begun with; only "
+        f"{' and '.join(CHANGEABLE)} may change. Leave it out, or begin another sweep.",
+    )
+    names = [key.partition(".")[2] for key in given]
+    sweep.settings = dataclasses.replace(
+        sweep.settings, **{name: getattr(told, name) for name in names}
+    )
     try:
-        result = json.loads((Path(job.run_dir) / RESULT).read_text())
-    except (OSError, ValueError):
-        result = {}
-    ended = "completed" if job.exit_code == EXIT_OK else "failed"
-    job.status = str(result.get("status", ended))
-    job.train_loss, job.val_loss = result.get("train_loss"), result.get("val_loss")
-    job.error = result.get("error")
+        os.chdir(sweep.cwd)
+    except OSError as error:
+        raise ConfigError(
+            f"sweep.resume={folder} was begun in {sweep.cwd}, where its relative paths start, and "
+            f"that cannot be entered ({error.strerror}); make it again."
+        ) from None
+    return sweep
 
 
-def _save(jobs: Sequence[Job], folder: Path) -> None:
-    records = [{k: v for k, v in dataclasses.asdict(job).items() if k != "given"} for job in jobs]
-    partial = folder / f"{SUMMARY}.tmp"
-    partial.write_text(json.dumps({"jobs": records}, indent=2) + "\n")
-    partial.replace(folder / SUMMARY)
-
-
-def show_table(jobs: Sequence[Job]) -> None:
-    """Print the jobs and their final losses; the best validation loss stands out."""
-    losses = [job.val_loss for job in jobs if job.val_loss is not None]
-    best = min(losses, default=None)
-    table = plain_table(">job", "overrides", "status", ">train loss", ">val loss", ">wall")
-    for job in jobs:
-        val = Text(_loss(job.val_loss), "bold green" if job.val_loss == best else "")
-        status = Text(job.status, STYLES.get(job.status, "yellow"))
-        table.add_row(
-            str(job.number), " ".join(job.given), status,
-            _loss(job.train_loss), val, format_duration(job.wall_s) if job.wall_s else "",
-        )  # fmt: skip
-    make_console().print(table)
-
-
-def _loss(value: float | None) -> str:
-    return f"{value:.4f}" if value is not None else ""
+def _look_again(sweep: SweepRecord) -> None:
+    """Read what has come of jobs since the sweep wrote of them last, and say what goes on."""
+    for job in sweep.jobs:
+        if job.status in (*DONE, "refused"):
+            continue
+        if job.status == "running":  # the sweep died, and its jobs with it
+            job.status = "stopped"
+        sweep.collect(job)
+    sweep.save()
+    show_note(f"going on with {sweep.folder}: {count_jobs(sweep)}")
+    for job in sweep.jobs:
+        if job.status in ("failed", "refused"):
+            show_note(f"job {job.number} {job.status} before, and is tried again: {job.error}")

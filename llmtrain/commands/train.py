@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmtrain.checkpoint.compatible import check_newest
-from llmtrain.commands.compose import composer
 from llmtrain.commands.freeze import freeze, run_folder
 from llmtrain.commands.options import Options
 from llmtrain.commands.show import print_hosts, print_plan
+from llmtrain.commands.submit import in_time, planned_dir, script_of, submit
 from llmtrain.config.extras import check_extras
 from llmtrain.config.groups.cloud import CloudLauncherConfig
 from llmtrain.config.groups.launcher import TorchrunLauncherConfig
-from llmtrain.config.paths import CHECKPOINTS
+from llmtrain.config.groups.slurm import SlurmLauncherConfig
+from llmtrain.config.paths import CHECKPOINTS, METRICS
 from llmtrain.config.plan import Plan, make_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import to_yaml
@@ -23,6 +24,7 @@ from llmtrain.errors import EXIT_OK, ConfigError, require
 from llmtrain.launch import foreign
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.local import join, launch
+from llmtrain.launch.slurm import refuse_active
 from llmtrain.machine import gpu_count
 from llmtrain.panel import show_note
 from llmtrain.train.push_log import read_pushes
@@ -34,6 +36,9 @@ def run_train(options: Options) -> int:
     Raises:
         UserError: for everything that can be told before a process starts.
     """
+    # Imported here: what starts a frozen run (llmtrain/start.py) does without Hydra.
+    from llmtrain.commands.compose import composer
+
     rank = foreign.rank()
     if rank and (options.has("--cfg") or options.has("--dry-run")):
         return EXIT_OK  # rank 0 answers
@@ -46,11 +51,20 @@ def run_train(options: Options) -> int:
         from llmtrain.commands.sweep import run_sweep
 
         return run_sweep(options)
+    for word in options.overrides:
+        require(
+            not word.lstrip("+").startswith("sweep."),
+            f"{word} is for several runs: put -m first (llmtrain train -m ...), or leave it out.",
+        )
     run: RunConfig = composed.config
     if isinstance(run.launcher, CloudLauncherConfig):
         from llmtrain.commands.render import run_render
 
         return run_render(options, run)
+    if isinstance(run.launcher, SlurmLauncherConfig):
+        if rank is not None:
+            raise ConfigError("launcher=slurm submits a job: run it without torchrun or srun.")
+        run = in_time(run)
     if rank is None and not options.has("--dry-run"):
         run = dataclasses.replace(run, data=keep_stdin(run.data))
     plan = plan_run(run, None if rank is None else foreign.world_size())
@@ -66,7 +80,11 @@ def run_train(options: Options) -> int:
         print_plan(run, plan)
         if isinstance(run.launcher, TorchrunLauncherConfig):
             print_hosts(run.launcher, options.overrides)
+        if isinstance(run.launcher, SlurmLauncherConfig):
+            print(f"\n{script_of(run, plan, planned_dir(run))}", end="")
         return EXIT_OK
+    if isinstance(run.launcher, SlurmLauncherConfig):
+        return submit(run, plan, options.overrides)
     if isinstance(run.launcher, TorchrunLauncherConfig) and rank is None:
         node = this_node(run.launcher)
         if not node.leads:
@@ -75,8 +93,13 @@ def run_train(options: Options) -> int:
     return start(run, plan, options.overrides, is_rank=rank is not None)
 
 
-def plan_run(run: RunConfig, world_size: int | None = None) -> Plan:
+def plan_run(run: RunConfig, world_size: int | None = None, *, gpus: int | None = None) -> Plan:
     """Return the plan of `run`, its data source looked at.
+
+    Args:
+        run: The configuration.
+        world_size: Processes that exist already (under torchrun).
+        gpus: CUDA devices that it may have; null: those of this machine.
 
     Raises:
         UserError: when it cannot run here.
@@ -88,8 +111,9 @@ def plan_run(run: RunConfig, world_size: int | None = None) -> Plan:
         not isinstance(run.launcher, CloudLauncherConfig),
         f"launcher={run.launcher.name} is for `llmtrain train` of one run, with --dry-run.",
     )
-    gpus = 0 if run.train.device == "cpu" else gpu_count()
-    plan = make_plan(run, gpus=gpus, world_size=world_size)
+    present = _gpus(run) if gpus is None else gpus
+    used = 0 if run.train.device == "cpu" else present
+    plan = make_plan(run, gpus=used, world_size=world_size)
     check_source(run.data)
     check_tokenizer(run.tokenizer)
     check_extras(run.metrics)
@@ -98,6 +122,13 @@ def plan_run(run: RunConfig, world_size: int | None = None) -> Plan:
         assert simulate.workers is not None
         read_pushes(Path(simulate.log), simulate.workers)
     return plan
+
+
+def _gpus(run: RunConfig) -> int:
+    """Return the GPUs of each machine that the run is for."""
+    if isinstance(run.launcher, SlurmLauncherConfig):
+        return run.launcher.gpus_per_node or 0
+    return gpu_count()
 
 
 def digest(run: RunConfig) -> str:
@@ -130,6 +161,7 @@ def start(
         ConfigError: when the run directory cannot be had.
     """
     run_dir = run_folder(run)
+    refuse_active(run_dir)
     with claimed(run_dir):
         # Before the folder's config is replaced: a refused start must leave the run as it was.
         check_newest(
@@ -138,7 +170,7 @@ def start(
             optimizer=run.optimizer.name,
             tokenizer=run.tokenizer.name,
         )
-        if freeze(run, plan, overrides, run_dir):
+        if freeze(run, plan, overrides, run_dir) and (run_dir / METRICS).is_file():
             show_note(f"resuming {run_dir}")
         if not is_rank:
             return launch(run_dir, run, plan, node=node, digest="" if node is None else digest(run))

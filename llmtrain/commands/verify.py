@@ -18,7 +18,7 @@ from llmtrain.commands.options import Options
 from llmtrain.commands.train import plan_run
 from llmtrain.config.paths import LOGS, RESULT, make_run_dir
 from llmtrain.config.plan import Plan
-from llmtrain.config.schema import RunConfig, VerifyRunConfig
+from llmtrain.config.schema import RunConfig, VerifyRunConfig, run_of
 from llmtrain.config.store import to_yaml
 from llmtrain.config.verify import (
     REFERENCE,
@@ -159,8 +159,7 @@ def _plan(hydra: Composer, words: Sequence[str], case: Case) -> Planned:
     keys = {word.partition("=")[0] for word in own}
     given = [word for word in words if word.lstrip("+").partition("=")[0] not in keys]
     composed = hydra.compose([*given, *own]).config
-    fields = {field.name: getattr(composed, field.name) for field in dataclasses.fields(RunConfig)}
-    run = _forced(RunConfig(**fields), composed.verify.steps)
+    run = _forced(run_of(composed), composed.verify.steps)
     return Planned(case.name, [*given, *own], run, plan_run(run))
 
 

@@ -4,7 +4,8 @@ Groups live in `config/groups/`, one file each; values live in `conf/` as YAML. 
 MISSING here: a factory would run their checks on unset values.
 """
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
@@ -16,6 +17,7 @@ from llmtrain.config.groups.model import ModelConfig
 from llmtrain.config.groups.optimizer import OptimizerConfig
 from llmtrain.config.groups.scheduler import SchedulerConfig
 from llmtrain.config.groups.strategy import StrategyConfig
+from llmtrain.config.groups.sweep import SweepConfig
 from llmtrain.config.groups.sync import SyncConfig
 from llmtrain.config.groups.tokenizer import TokenizerConfig
 from llmtrain.config.groups.train import TrainConfig
@@ -42,6 +44,20 @@ class RunConfig:
     checkpoint: CheckpointConfig = MISSING
     metrics: MetricsConfig = MISSING
     launcher: LauncherConfig = MISSING
+
+
+@dataclass(kw_only=True)
+class TrainCommandConfig(RunConfig):
+    """The command line of `llmtrain train`: a run, and how several are swept, which none of them
+    knows."""
+
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """How a sweep (-m, or sweep=NAME) runs its jobs."""
+
+
+def run_of(config: RunConfig) -> RunConfig:
+    """Return what `config`, of whatever command, says of a run."""
+    return RunConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)})
 
 
 @dataclass(kw_only=True)

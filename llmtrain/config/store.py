@@ -24,6 +24,7 @@ from llmtrain.config.groups import (
     optimizer,
     scheduler,
     served,
+    slurm,
     strategy,
     sync,
     tokenizer,
@@ -32,9 +33,15 @@ from llmtrain.config.groups import (
 )
 from llmtrain.config.groups.checkpoint_command import CheckpointCommandConfig
 from llmtrain.config.groups.inference import EvaluateConfig, GenerateConfig
+from llmtrain.config.groups.logs import LogsConfig
 from llmtrain.config.groups.prepared import InspectConfig, SamplesConfig
 from llmtrain.config.groups.replay import ReplayConfig
-from llmtrain.config.schema import PrepareConfig, RunConfig, VerifyRunConfig
+from llmtrain.config.schema import (
+    PrepareConfig,
+    RunConfig,
+    TrainCommandConfig,
+    VerifyRunConfig,
+)
 from llmtrain.errors import ConfigError, require_choice
 
 SCHEMAS: dict[str, dict[str, type]] = {
@@ -88,6 +95,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "torchrun": launcher.TorchrunLauncherConfig,
         "kubernetes": cloud.KubernetesLauncherConfig,
         "skypilot": cloud.SkyPilotLauncherConfig,
+        "slurm": slurm.SlurmLauncherConfig,
     },
 }
 """Groups whose choices differ in their fields: group -> value of `name` -> class."""
@@ -101,7 +109,7 @@ PLAIN_SCHEMAS: dict[str, type] = {
 """Groups whose choices all have the same fields."""
 
 ROOTS: dict[str, type] = {
-    "train": RunConfig,
+    "train": TrainCommandConfig,
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
@@ -110,11 +118,17 @@ ROOTS: dict[str, type] = {
     "inspect": InspectConfig,
     "samples": SamplesConfig,
     "checkpoint_command": CheckpointCommandConfig,
+    "logs": LogsConfig,
 }
 """The root dataclass of each command that takes overrides; `inspect` and `samples` are flags of
 `prepare`."""
 
 T = TypeVar("T")
+
+
+def is_group(name: str) -> bool:
+    """Whether a field of a root is a group's, whose choices fill it."""
+    return name in SCHEMAS or name in PLAIN_SCHEMAS
 
 
 def save(config: object, path: Path) -> None:

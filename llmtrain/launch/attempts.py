@@ -53,7 +53,7 @@ class Attempts:
             return "a mistake in the request is not mended by another try"
         if first.stopped:
             return "it was told to end"
-        died_at = (newest_step(self._run_dir), _last_step(self._run_dir))
+        died_at = (newest_step(self._run_dir), last_step(self._run_dir))
         self._futile = self._futile + 1 if died_at == self._died_at else 0
         self._died_at = died_at
         if self._restarts >= self._most:
@@ -63,7 +63,7 @@ class Attempts:
         return None
 
     def _tell(self, first: Failure, why: str | None) -> None:
-        step = _last_step(self._run_dir)
+        step = last_step(self._run_dir)
         goes_on = f"started again, {self._restarts} of {self._most} times"
         what = f"rank {first.rank} ended ({describe(first)}), the last step logged is {step}"
         outcome = goes_on if why is None else f"not started again: {why}"
@@ -76,7 +76,7 @@ class Attempts:
         replace_text(self._path, before + json.dumps(line) + "\n")
 
 
-def _last_step(run_dir: Path, most_bytes: int = 65536) -> int:
+def last_step(run_dir: Path, most_bytes: int = 65536) -> int:
     """Return the step of the last line of metrics; 0: there is none."""
     path = run_dir / METRICS
     try:

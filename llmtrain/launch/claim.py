@@ -19,6 +19,7 @@ from pathlib import Path
 from llmtrain.config.paths import LOGS
 from llmtrain.errors import ConfigError
 
+LAUNCHER = "launcher.pid"
 WORKERS = "workers.lock"
 
 ORPHANS_S = 15.0
@@ -27,13 +28,17 @@ LOOK_S = 0.1
 
 
 @contextlib.contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
+def claimed(run_dir: Path, key: str = "run_dir") -> Iterator[None]:
     """Hold `run_dir` for this process; the kernel lets go of it when the process ends.
+
+    Args:
+        run_dir: The folder.
+        key: The setting that names it, for the refusal.
 
     Raises:
         ConfigError: when another start holds it, or workers of one still live.
     """
-    path = run_dir / LOGS / "launcher.pid"
+    path = run_dir / LOGS / LAUNCHER
     path.parent.mkdir(exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     # Under torchrun this process becomes the worker by exec, and the claim must live on in it.
@@ -43,13 +48,28 @@ def claimed(run_dir: Path) -> Iterator[None]:
         if not _locks(descriptor, fcntl.LOCK_EX):
             holder = path.read_text().strip() or "unknown"
             raise ConfigError(
-                f"run_dir={run_dir} is in use: process {holder} is training in it. Stop that one, "
-                "or name another folder with run_dir=DIR."
+                f"{key}={run_dir} is in use: process {holder} is training in it. Stop that one, "
+                f"or name another folder with {key}=DIR."
             )
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         _wait_for_orphans(run_dir)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def holder(run_dir: Path) -> int | None:
+    """Return the process on this machine that trains in `run_dir`; None: there is none."""
+    path = run_dir / LOGS / LAUNCHER
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        return None if _locks(descriptor, fcntl.LOCK_SH) else int(path.read_text())
+    except ValueError:
+        return None  # it is just starting
     finally:
         os.close(descriptor)
 

@@ -83,7 +83,7 @@ def worker_environment(
         env.setdefault("NCCL_SOCKET_IFNAME", loopback)
     elif not _hostname_resolves():
         env.setdefault("GLOO_SOCKET_IFNAME", loopback)
-    env.update(_python_path(env))
+    env.update(python_path(env))
     return env
 
 
@@ -110,7 +110,7 @@ def _hostname_resolves() -> bool:
     return True
 
 
-def _python_path(env: Mapping[str, str]) -> dict[str, str]:
+def python_path(env: Mapping[str, str]) -> dict[str, str]:
     """Return PYTHONPATH with this package's parent where only the current folder leads to it.
 
     Workers start with `python -P`, so that a stray `random.py` in the current folder is not

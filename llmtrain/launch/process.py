@@ -15,9 +15,10 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM
 from llmtrain.lifeline import PARENT_ENV
@@ -97,17 +98,18 @@ class _Forwarder:
 
 
 @contextlib.contextmanager
-def _handling(forwarder: _Forwarder) -> Iterator[None]:
-    before = {}
+def handling(handler: Callable[[int, types.FrameType | None], None]) -> Iterator[None]:
+    """Have `handler` called inside for every signal that ends a run."""
+    before: dict[signal.Signals, Any] = {}
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         # nohup stays in force; SIGINT is handled even where a shell's `&` had it ignored.
         if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
-            before[signum] = signal.signal(signum, forwarder)
+            before[signum] = signal.signal(signum, handler)
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)
 
 
 def supervise(command: Sequence[str], env: Mapping[str, str], output: Path | None = None) -> Ended:
@@ -123,7 +125,7 @@ def supervise(command: Sequence[str], env: Mapping[str, str], output: Path | Non
     """
     forwarder = _Forwarder()
     sys.stdout.flush()
-    with _handling(forwarder), contextlib.ExitStack() as files:
+    with handling(forwarder), contextlib.ExitStack() as files:
         stream = files.enter_context(output.open("wb")) if output is not None else None
         child = subprocess.Popen(
             command, env={**env, PARENT_ENV: str(os.getpid())}, start_new_session=True,

@@ -28,7 +28,7 @@ from llmtrain.units import format_bytes
 
 GIB = 2**30
 PACKAGES = ("hydra-core", "omegaconf", "numpy", "datasets", "tokenizers", "rich", "xxhash")
-EXTRAS = ("tensorboard", "wandb")
+EXTRAS = ("optuna", "tensorboard", "wandb")
 ENOUGH_FILES = 1024
 ENOUGH_DISK_BYTES = 5 * GIB
 ENOUGH_SHM_BYTES = GIB

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from llmtrain.config import paths, store
 from llmtrain.config.plan import make_plan
 from llmtrain.config.register import register
-from llmtrain.config.schema import RunConfig
+from llmtrain.config.schema import RunConfig, run_of
 
 TINY = (
     "model.n_layers=2",
@@ -47,7 +47,7 @@ def compose_run(*overrides: str) -> RunConfig:
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
         run = OmegaConf.to_object(compose("train", list(overrides)))
     assert isinstance(run, RunConfig)
-    return run
+    return run_of(run)
 
 
 def freeze_run(run_dir: Path, *overrides: str, world_size: int = 1) -> Path:

@@ -15,7 +15,9 @@ from llmtrain.commands.compose import composer
 from llmtrain.commands.groups import groups
 from llmtrain.commands.settings import field_docs
 from llmtrain.config.groups.inference import FromRunConfig
+from llmtrain.config.groups.sweep import SweepConfig
 from llmtrain.config.plan import make_plan
+from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import PLAIN_SCHEMAS, ROOTS, SCHEMAS, from_dict, load_run_config, save
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +57,7 @@ def test_floors() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["llmtrain.cli", "llmtrain.launch.local", "llmtrain.commands.sweep"]
+    "module", ["llmtrain.cli", "llmtrain.start", "llmtrain.launch.local", "llmtrain.commands.sweep"]
 )
 def test_the_launching_tower_runs_without_torch(module: str) -> None:
     code = f"import sys, {module}; assert 'torch' not in sys.modules"
@@ -68,11 +70,18 @@ def test_the_training_tower_runs_without_hydra() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_frozen_run_is_started_without_hydra_and_torch() -> None:
+    code = "import sys, llmtrain.start, llmtrain.commands.train\n"
+    code += "assert not {'hydra', 'torch'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def schemas() -> Iterator[type]:
     yield from ROOTS.values()
     yield from PLAIN_SCHEMAS.values()
     for choices in SCHEMAS.values():
         yield from choices.values()
+    yield SweepConfig
 
 
 @pytest.mark.parametrize("schema", schemas(), ids=lambda schema: schema.__name__)
@@ -100,6 +109,7 @@ NEEDED = {
     ("tokenizer", "pretrained"): ["tokenizer.path=tokenizer.json"],
     ("tokenizer", "gpt2"): ["tokenizer.path=gpt2"],
     ("sweep", "optimizers"): [],
+    ("sweep", "learning_rate"): [],
 }
 """What a choice cannot do without."""
 
@@ -127,10 +137,12 @@ def test_every_root_composes(command: str) -> None:
         run = ["action=list", "run=somewhere"]
     with composer(command) as hydra:
         config = hydra.compose(run).config
-    assert isinstance(config, ROOTS[command])
+    # How it is swept is no run's matter.
+    root = RunConfig if command == "train" else ROOTS[command]
+    assert type(config) is root
     import dataclasses
 
-    assert from_dict(ROOTS[command], dataclasses.asdict(config), "test") == config
+    assert from_dict(root, dataclasses.asdict(config), "test") == config
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=relative)
@@ -187,7 +199,7 @@ def test_constraints_pin_every_dependency() -> None:
 PACKAGES = {"hydra": "hydra-core", "yaml": "pyyaml", "phonenumbers": "phonenumberslite"}
 """Import name -> package, where they differ."""
 
-OPTIONAL = {"wandb", "tensorboard", "ftfy", "phonenumbers", "regex", "resiliparse"}
+OPTIONAL = {"optuna", "wandb", "tensorboard", "ftfy", "phonenumbers", "regex", "resiliparse"}
 """Of the extras; looked for before anything starts."""
 
 

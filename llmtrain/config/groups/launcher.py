@@ -10,7 +10,7 @@ class LauncherConfig:
     """What every launcher has."""
 
     name: str
-    """local | torchrun."""
+    """local | torchrun | slurm."""
     nnodes: int = 1
     """Hosts; each runs launcher.nproc_per_node processes."""
     nproc_per_node: int | None = None

@@ -58,3 +58,10 @@ def test_own_yaml_may_not_hide_behind_a_shipped_name(tmp_path: Path) -> None:
     (tmp_path / "model" / "gpt_tiny.yaml").write_text("n_layers: 1\n")
     with pytest.raises(ConfigError, match="another name"), composer("train", [tmp_path]):
         pass
+
+
+def test_what_one_command_line_sets_is_not_left_for_the_next(train: Composer) -> None:
+    """Choices of groups are composed once, and copied."""
+    assert train.compose(["train.steps=700", "optimizer.lr=0.5"]).config.train.steps == 700
+    config = train.compose([]).config
+    assert config.train.steps != 700 and config.optimizer.lr != 0.5

@@ -1,0 +1,66 @@
+"""`llmtrain cancel RUN`: end a run, wherever it runs, after a checkpoint."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from llmtrain.checkpoint.newest import goes_on
+from llmtrain.commands.options import Options
+from llmtrain.commands.submit import read_status
+from llmtrain.commands.task import check_run
+from llmtrain.config.paths import CONFIG
+from llmtrain.config.store import load_run_config
+from llmtrain.errors import EXIT_BUG, EXIT_OK
+from llmtrain.launch import slurm
+from llmtrain.launch.claim import holder
+from llmtrain.panel import show_error, show_note
+
+AFTER_GRACE_S = 60.0
+"""How long, after the time that a checkpoint may take, an end is waited for."""
+
+LOOK_S = 0.5
+
+
+def run_cancel(options: Options) -> int:
+    """End the run that is named and wait for it; return the exit code.
+
+    Raises:
+        ConfigError: when there is no such run, or Slurm refuses.
+    """
+    [name] = options.folders
+    folder = Path(name).expanduser()
+    job = slurm.find(folder)
+    if job is None:
+        check_run(name)
+    wait_s = AFTER_GRACE_S
+    if (folder / CONFIG).is_file():
+        wait_s += load_run_config(folder / CONFIG).checkpoint.grace_s
+    if job is not None and slurm.ask(job.job_id).is_active:
+        slurm.cancel(job.job_id)
+        what = f"Slurm job {job.job_id}"
+        ended = _wait(lambda: not slurm.ask(job.job_id).is_active, wait_s)
+    elif (process := holder(folder)) is not None:
+        os.kill(process, signal.SIGTERM)
+        what = f"process {process}"
+        ended = _wait(lambda: holder(folder) is None, wait_s)
+    else:
+        show_note(f"{name} is not running: {read_status(folder) or 'it has not been started'}")
+        return EXIT_OK
+    if not ended:
+        show_error("still running", f"{what} was told to end, and has not in {wait_s:.0f} s.")
+        return EXIT_BUG
+    status = read_status(folder) or "it had not begun"
+    after = f": {status}. {goes_on(folder)}" if (folder / CONFIG).is_file() else ""
+    show_note(f"{what} has ended{after}")
+    return EXIT_OK
+
+
+def _wait(has_ended: Callable[[], bool], wait_s: float) -> bool:
+    until = time.monotonic() + wait_s
+    while not has_ended():
+        if time.monotonic() > until:
+            return False
+        time.sleep(LOOK_S)
+    return True

@@ -1,0 +1,116 @@
+"""`llmtrain logs RUN [-f]`: a rank's log and what the run's job has printed, as they grow."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from llmtrain.commands.compose import composer
+from llmtrain.commands.options import Options
+from llmtrain.commands.task import check_run
+from llmtrain.config.groups.logs import LogsConfig
+from llmtrain.config.paths import LOGS
+from llmtrain.errors import EXIT_OK, ConfigError
+from llmtrain.launch import slurm
+from llmtrain.launch.claim import holder
+from llmtrain.launch.failure import output_path
+from llmtrain.log import log_path
+from llmtrain.panel import show_note
+
+LOOK_S = 0.3
+"""How often files are looked at."""
+
+ASK_S = 3.0
+"""How often it is asked whether the run has ended."""
+
+
+class Tail:
+    """Prints what files grow by, under a line that names the file, as `tail -f` does."""
+
+    def __init__(self, paths: Callable[[], list[Path]]) -> None:
+        """Set up.
+
+        Args:
+            paths: Which files there are now.
+        """
+        self._paths = paths
+        self._read: dict[Path, int] = {}
+        self._shown: Path | None = None
+
+    def __call__(self) -> bool:
+        """Print what is new; return whether there was anything."""
+        any_new = False
+        for path in self._paths():
+            try:
+                with path.open("rb") as stream:
+                    stream.seek(self._read.get(path, 0))
+                    new = stream.read()
+            except OSError:
+                continue
+            if not new:
+                continue
+            self._read[path] = self._read.get(path, 0) + len(new)
+            any_new = True
+            if path != self._shown:
+                print(f"{'' if self._shown is None else chr(10)}==> {path} <==")
+                self._shown = path
+            sys.stdout.write(new.decode("utf-8", errors="replace"))
+        sys.stdout.flush()
+        return any_new
+
+
+def run_logs(options: Options) -> int:
+    """Print the logs of a run; return the exit code.
+
+    Raises:
+        ConfigError: when there is no such run, or it has no such rank.
+    """
+    with composer("logs") as hydra:
+        rank = hydra.compose(options.overrides).config
+    assert isinstance(rank, LogsConfig)
+    [run] = options.folders
+    check_run(run)
+    run_dir = Path(run).expanduser()
+    tail = Tail(lambda: list(files(run_dir, rank.rank)))
+    any_shown = tail()
+    if not options.has("--follow"):
+        if not any_shown:
+            raise ConfigError(
+                f"{run} has no log of rank {rank.rank} yet; its folder has {_ranks(run_dir)}."
+            )
+        return EXIT_OK
+    asked = time.monotonic() - ASK_S
+    is_active = True
+    try:
+        while is_active:
+            if time.monotonic() - asked >= ASK_S:
+                is_active, asked = is_running(run_dir), time.monotonic()
+            tail()
+            time.sleep(LOOK_S if is_active else 0)
+    except KeyboardInterrupt:
+        show_note("\nthe run goes on")
+    return EXIT_OK
+
+
+def files(run_dir: Path, rank: int) -> Iterator[Path]:
+    """Yield the files in which a rank speaks; with rank 0's what jobs have printed."""
+    if rank == 0:
+        outputs = (run_dir / LOGS).glob("slurm-*.out")
+        yield from sorted(outputs, key=lambda path: path.stat().st_mtime)
+    else:
+        yield output_path(run_dir, rank, "out")
+        yield output_path(run_dir, rank, "err")
+    yield log_path(run_dir, rank)
+
+
+def is_running(run_dir: Path) -> bool:
+    """Whether a run trains on this machine, or waits or runs under Slurm."""
+    if holder(run_dir) is not None:
+        return True
+    job = slurm.find(run_dir)
+    return job is not None and slurm.ask(job.job_id).is_active
+
+
+def _ranks(run_dir: Path) -> str:
+    names = sorted(path.name for path in (run_dir / LOGS).glob("rank_*.log"))
+    return ", ".join(names) or "none"

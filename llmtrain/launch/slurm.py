@@ -1,0 +1,215 @@
+"""Slurm's commands, and what a run keeps of its job.
+
+RUN_DIR/slurm/job.sh      the batch script          RUN_DIR/slurm/job.json    its id
+RUN_DIR/code/llmtrain/    the code as submitted     RUN_DIR/logs/slurm-*.out  what jobs print
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmtrain.durable import replace_text
+from llmtrain.errors import ConfigError
+
+FOLDER = "slurm"
+SCRIPT = f"{FOLDER}/job.sh"
+JOB = f"{FOLDER}/job.json"
+ARRAY = f"{FOLDER}/array.sh"
+"""The batch script of a sweep's job array."""
+CODE = "code"
+
+CALL_S = 120.0
+"""How long a command of Slurm's may take: a controller that is gone is else waited for."""
+
+ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "TIMEOUT",
+}  # fmt: skip
+"""States of a job that do not change any more."""
+
+OF_A_JOB = ("SLURM_", "PMI_", "PMIX_", "LLMTRAIN_PARENT_PID")
+"""Variables of the job or step that a submission may happen in; its own job must not have them."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A run's, or a sweep's, job as it was submitted."""
+
+    job_id: str
+    """As squeue and scancel take it: 12, or 12_3 in an array."""
+    submitted: float
+    """Unix s."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What Slurm says of a job."""
+
+    state: str
+    """PENDING, RUNNING, COMPLETED ...; UNKNOWN: Slurm has forgotten it, or cannot be asked."""
+    reason: str = ""
+    """Why it waits."""
+    requeues: int = 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it waits, runs, or is just ending."""
+        return self.state not in ENDED and self.state != "UNKNOWN"
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that PYTHONPATH or a line of a batch script cannot hold.
+
+    Raises:
+        ConfigError: its path has a colon or a line break.
+    """
+    if set(str(folder)) & {":", "\n", "\r"}:
+        raise ConfigError(
+            f"run_dir={folder}: a colon or a line break in it cannot be told to Python and Slurm; "
+            "name another folder with run_dir=DIR."
+        )
+
+
+def snapshot(folder: Path) -> Path:
+    """Copy the package into `folder`/code and return that: what is edited later changes nothing.
+
+    Raises:
+        ConfigError: when it cannot be copied.
+    """
+    package = Path(__file__).resolve().parents[1]
+    code = folder / CODE
+    try:
+        shutil.rmtree(code, ignore_errors=True)
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(package, code / package.name, ignore=ignored)
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir={folder}: the code cannot be copied there ({error}); make room, or name "
+            "another folder with run_dir=DIR."
+        ) from None
+    return code
+
+
+def submit(script: Path) -> str:
+    """Submit a batch script; return the job's id.
+
+    Raises:
+        ConfigError: sbatch is not there, or refuses, in its words.
+    """
+    done = _call(["sbatch", "--parsable", str(script)])
+    if done.returncode != 0:
+        raise ConfigError(
+            f"sbatch refuses the job (exit code {done.returncode}): {_words(done)}\n"
+            "Partitions and limits: sinfo, scontrol show partition; what was asked for: "
+            "llmtrain train ... --dry-run."
+        )
+    return done.stdout.strip().partition(";")[0]
+
+
+def check_commands() -> None:
+    """Refuse to submit where there is nothing to submit to.
+
+    Raises:
+        ConfigError: sbatch is not on the PATH.
+    """
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            "launcher=slurm: there is no `sbatch` on the PATH. Submit from a login node of the "
+            "cluster (`module load slurm` on some), or use launcher=local."
+        )
+
+
+def ask(job_id: str) -> JobState:
+    """Return what Slurm says of a job now."""
+    try:
+        done = _call(["scontrol", "show", "job", "--oneliner", job_id])
+    except ConfigError:
+        return JobState("UNKNOWN")
+    states = [_state(line) for line in done.stdout.splitlines() if line.strip()]
+    if done.returncode != 0 or not states:
+        return JobState("UNKNOWN")
+    # An array has a line for each task.
+    return next((state for state in states if state.is_active), states[0])
+
+
+def _state(line: str) -> JobState:
+    """Return the state in a line of `scontrol show job`: words of KEY=VALUE, the first counts."""
+    found: dict[str, str] = {}
+    for word in line.split():
+        key, _, value = word.partition("=")
+        found.setdefault(key, value)
+    reason = found.get("Reason", "")
+    return JobState(
+        found.get("JobState", "UNKNOWN"),
+        "" if reason == "None" else reason,
+        int(found.get("Restarts", "0") or 0),
+    )
+
+
+def cancel(job_id: str) -> None:
+    """Have Slurm end a job: its agents get SIGTERM, and save.
+
+    Raises:
+        ConfigError: in scancel's words.
+    """
+    done = _call(["scancel", job_id])
+    if done.returncode != 0:
+        raise ConfigError(f"scancel {job_id}: {_words(done)}")
+
+
+def keep(folder: Path, job_id: str) -> Submitted:
+    """Note the job of a run, or of a sweep, in its folder."""
+    submitted = Submitted(job_id, time.time())
+    (folder / FOLDER).mkdir(exist_ok=True)
+    replace_text(folder / JOB, json.dumps(asdict(submitted), indent=2) + "\n")
+    return submitted
+
+
+def find(folder: Path) -> Submitted | None:
+    """Return the job that a run, or a sweep, was submitted as last; None: it never was."""
+    try:
+        return Submitted(**json.loads((folder / JOB).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def refuse_active(run_dir: Path) -> None:
+    """Refuse to start in a run directory whose job waits or runs.
+
+    Raises:
+        ConfigError: names the job.
+    """
+    submitted = find(run_dir)
+    if submitted is None or os.environ.get("SLURM_JOB_ID") == submitted.job_id:
+        return
+    state = ask(submitted.job_id)
+    if state.is_active:
+        raise ConfigError(
+            f"run_dir={run_dir} is in use: Slurm job {submitted.job_id} of it is {state.state}. "
+            f"Wait for it, end it (llmtrain cancel {run_dir}), or name another folder with "
+            "run_dir=DIR."
+        )
+
+
+def _call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(OF_A_JOB) or k == "SLURM_CONF"}
+    try:
+        return subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=CALL_S, check=False
+        )
+    except FileNotFoundError:
+        raise ConfigError(f"There is no `{command[0]}` on the PATH.") from None
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"`{' '.join(command)}` has not answered in {CALL_S:.0f} s: Slurm's controller cannot "
+            "be reached (try `scontrol ping`)."
+        ) from None
+
+
+def _words(done: subprocess.CompletedProcess[str]) -> str:
+    return " ".join((done.stderr or done.stdout).split())

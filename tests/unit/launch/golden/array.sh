@@ -1,0 +1,97 @@
+#!/bin/bash
+#SBATCH --job-name=books
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=96
+#SBATCH --gpus-per-node=h100:8
+#SBATCH --mem=0
+#SBATCH --time=2-12:00:00
+#SBATCH --partition=train,large
+#SBATCH --account=books
+#SBATCH --qos=high
+#SBATCH --constraint=ib&h100
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output="/s/0/logs/slurm-%j.out"
+#SBATCH --exclude=node7
+#SBATCH --array=0-2%4
+
+nodes=2
+max_restarts=3
+max_requeues=20
+resend_s=30
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+case $SLURM_ARRAY_TASK_ID in
+0) run_dir=/s/0 arguments=(--nproc-per-node 8) ;;
+1) run_dir=/s/1 arguments=(--nproc-per-node 8) ;;
+2) run_dir=/s/2 arguments=(--nproc-per-node 8) ;;
+esac
+step=(--ntasks-per-node=1 --kill-on-bad-exit=1 --cpus-per-task=96 '--container-image=nvcr.io#nvidia/pytorch:25.01-py3' --container-mounts=/data:/data,/home --cpu-bind=none)
+agent=(/opt/venv/bin/python -P -m llmtrain.agent "$run_dir" "${arguments[@]}")
+outcome=(/opt/venv/bin/python -P -m llmtrain.launch.outcome "$run_dir")
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+agent+=(--nnodes "$nodes" --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 12000))")
+
+say() { printf '%s slurm: %s\n' "$(date +%FT%T)" "$*"; }
+
+agents() {  # one on each node; returns their exit code
+    srun "${step[@]}" --nodes="$nodes" --ntasks="$nodes" "${agent[@]}" &
+    local srun=$!
+    running=$srun
+    [ "$asked" != USR1 ] || stop_agents  # asked for while srun was being started
+    # A trap interrupts wait; the last one tells how it ended.
+    while kill -0 "$srun" 2>/dev/null; do wait "$srun"; done
+    wait "$srun"
+}
+
+stop_agents() {  # asked again until they have ended
+    while kill -0 "$running" 2>/dev/null; do
+        scancel --signal=TERM "$job"
+        sleep "$resend_s"
+    done &
+}
+
+preempted() { [[ $(scontrol show job -o "$job") =~ PreemptTime=[0-9] ]]; }
+
+failed() {  # result.json says so, where the agents could not
+    say "$1"
+    srun "${step[@]}" --nodes=1 --ntasks=1 "${outcome[@]}" "$1"
+    exit 1
+}
+
+asked='' running='' restarts=0
+trap 'asked=${asked:-USR1}; say "time is nearly up: saving"; [ -z "$running" ] || stop_agents' USR1
+trap 'asked=TERM; say "told to end by Slurm: saving"' TERM
+
+module load cuda/12.4 || exit 1
+module load nccl || exit 1
+ulimit -l unlimited
+export HF_HOME="$SCRATCH/hf"
+export PYTHONPATH=/s/0/code${PYTHONPATH:+:$PYTHONPATH}
+
+while [ -z "$asked" ]; do
+    agents && code=0 || code=$?
+    running=''
+    # Killed from outside: start again. Everything else the agents have decided.
+    if [ "$code" -le 128 ] || [ "$code" -eq 130 ] || [ "$code" -eq 143 ]; then break; fi
+    if [ -n "$asked" ] || preempted; then break; fi
+    if [ "$restarts" -ge "$max_restarts" ]; then
+        failed "an agent was killed (exit code $code): launcher.max_restarts=$max_restarts"
+    fi
+    restarts=$((restarts + 1))
+    say "an agent was killed (exit code $code): started again, $restarts of $max_restarts times"
+done
+code=${code:-143}
+say "agents ended with exit code $code"
+
+if [ "$code" -gt 128 ] && [ "$code" -ne 130 ] && [ "$asked" != TERM ]; then
+    if [ "$asked" = USR1 ] || preempted; then
+        if [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_requeues" ]; then
+            failed "out of time or preempted, not queued again: launcher.max_requeues=$max_requeues"
+        fi
+        say "queued again, $((${SLURM_RESTART_COUNT:-0} + 1)) of $max_requeues times"
+        scontrol requeue "$job"
+    fi
+fi
+exit "$code"

@@ -27,7 +27,7 @@ FULL = SlurmLauncherConfig(
     constraint="ib&h100", sbatch_options=["--exclude=node7"], srun_options=["--cpu-bind=none"],
     modules=["cuda/12.4", "nccl"], setup=["ulimit -l unlimited", 'export HF_HOME="$SCRATCH/hf"'],
     container_image="nvcr.io#nvidia/pytorch:25.01-py3", container_mounts=["/data:/data", "/home"],
-    python="/opt/venv/bin/python", max_restarts=3, max_requeues=20, grace_s=300, array_parallel=4,
+    python="/usr/bin/python3", max_restarts=3, max_requeues=20, grace_s=300, array_parallel=4,
 )  # fmt: skip
 
 HOSTILE = [
@@ -161,7 +161,7 @@ def test_one_agent_a_node_meets_at_the_first(stage: Stage) -> None:
         "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--cpus-per-task=96",
         "--container-image=nvcr.io#nvidia/pytorch:25.01-py3",
         "--container-mounts=/data:/data,/home", "--cpu-bind=none", "--nodes=2", "--ntasks=2",
-        "/opt/venv/bin/python", "-P", "-m", "llmtrain.agent", "/scratch/runs/books/1",
+        "/usr/bin/python3", "-P", "-m", "llmtrain.agent", "/scratch/runs/books/1",
         "--nproc-per-node", "8", "--nnodes", "2",
         "--rdzv-endpoint", f"node1:{FIRST_PORT + 77 % PORTS}",
     ]  # fmt: skip

@@ -28,8 +28,8 @@ case $SLURM_ARRAY_TASK_ID in
 2) run_dir=/s/2 arguments=(--nproc-per-node 8) ;;
 esac
 step=(--ntasks-per-node=1 --kill-on-bad-exit=1 --cpus-per-task=96 '--container-image=nvcr.io#nvidia/pytorch:25.01-py3' --container-mounts=/data:/data,/home --cpu-bind=none)
-agent=(/opt/venv/bin/python -P -m llmtrain.agent "$run_dir" "${arguments[@]}")
-outcome=(/opt/venv/bin/python -P -m llmtrain.launch.outcome "$run_dir")
+agent=(/usr/bin/python3 -P -m llmtrain.agent "$run_dir" "${arguments[@]}")
+outcome=(/usr/bin/python3 -P -m llmtrain.launch.outcome "$run_dir")
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 agent+=(--nnodes "$nodes" --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 12000))")
 

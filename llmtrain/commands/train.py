@@ -61,6 +61,11 @@ def run_train(options: Options) -> int:
         from llmtrain.commands.render import run_render
 
         return run_render(options, run)
+    return _run_one(options, run, rank)
+
+
+def _run_one(options: Options, run: RunConfig, rank: int | None) -> int:
+    """Plan `run`, and start, join or submit it, or become its rank `rank`."""
     if isinstance(run.launcher, SlurmLauncherConfig):
         if rank is not None:
             raise ConfigError("launcher=slurm submits a job: run it without torchrun or srun.")

@@ -11,6 +11,8 @@ import torch
 from tests.support.distributed import RankPool
 from tests.support.runs import metric_lines, tiny_run, train_frozen, write_documents
 
+SLOW = pytest.mark.slow
+
 FP64_RTOL = 1e-10
 """Twenty steps of fp64 sums in another order; measured 2e-15, and 1e-10 is what we promise."""
 
@@ -64,12 +66,19 @@ def _assert_equal_runs(
             assert difference < FP64_RTOL, f"{name} on rank {rank}"
 
 
+QUICK = {"accumulation": 2, "untied": 3, "llama": 0, "dropout": 3, "label smoothing": 0}
+"""What alone is left to `make test` of some cases; of the others all is."""
+
+
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("case", "zero"),
     [
-        *itertools.product(("plain", "accumulation", "untied", "llama tied"), (0, 1, 2, 3)),
-        *itertools.product(("dropout", "llama", "label smoothing", "no clipping"), (0, 3)),
+        pytest.param(case, zero, marks=[] if QUICK.get(case, zero) == zero else [pytest.mark.slow])
+        for case, zero in (
+            *itertools.product(("plain", "accumulation", "untied", "llama tied"), (0, 1, 2, 3)),
+            *itertools.product(("dropout", "llama", "label smoothing", "no clipping"), (0, 3)),
+        )
     ],
 )
 def test_two_processes_equal_one(
@@ -114,7 +123,7 @@ def test_four_processes_equal_one(
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero", [0, pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 3])
 def test_padding_may_fall_unevenly_on_ranks(
     zero: int, tmp_path: Path, rank_pool: Callable[[int], RankPool]
 ) -> None:

@@ -287,7 +287,7 @@ def train_asked(run_dir: Path, asked: int, at: int, slow: int) -> int:
     return done[0]
 
 
-@pytest.mark.parametrize("at", [3, 4])
+@pytest.mark.parametrize("at", [3, pytest.param(4, marks=SLOW)])
 @pytest.mark.parametrize(
     ("words", "ranks", "asked", "slow"),
     [

@@ -106,7 +106,7 @@ def test_resume_on_two_processes_is_bitwise_the_same(
 @pytest.mark.parametrize(
     ("optimizer", "zeros"),
     [
-        pytest.param(name, zeros, marks=_marks(name))
+        pytest.param(name, zeros, marks=[] if name in ("adamw", "muon") else [pytest.mark.slow])
         for name, zeros in zip(OPTIMIZERS, itertools.cycle([(0, 3), (3, 1), (2, 0)]), strict=False)
     ],
 )

@@ -192,10 +192,13 @@ def wholes() -> dict[str, tuple[Weights, Path]]:
     return {}
 
 
+QUICK = {("zero3", "gossip"), ("tp2", "streaming"), ("pp2", "gossip"), ("cp2", "streaming")}
+
+
 @pytest.mark.parametrize(
     ("layout", "mode"),
     [
-        pytest.param(layout, mode, marks=[pytest.mark.slow] if mode == "local_sgd" else [])
+        pytest.param(layout, mode, marks=[] if (layout, mode) in QUICK else [pytest.mark.slow])
         for layout, mode in itertools.product(LAYOUTS, INSIDE)
     ],
 )

@@ -34,6 +34,8 @@ from llmtrain.train.compare import (
 from tests.support.distributed import RankPool
 from tests.support.runs import train_frozen
 
+SLOW = pytest.mark.slow
+
 pytestmark = pytest.mark.multiprocess
 
 STEPS = 3
@@ -275,12 +277,12 @@ def verified(
         ("norm_of_the_local_shard", "zero3", 1, NORM, None),
         ("tied_copies_not_exchanged", "pp2_1f1b", 1, GRADIENT, "embed.weight"),
         ("last_layer_dropped", "pp2_1f1b", 0, WEIGHT, "blocks.4."),
-        ("last_layer_skipped", "pp2_1f1b", 1, LOSS, None),
+        pytest.param("last_layer_skipped", "pp2_1f1b", 1, LOSS, None, marks=SLOW),
         ("positions_without_offset", "cp2", 1, LOSS, None),
-        ("dropout_by_rank", "dp2", 1, LOSS, None),
-        ("micro_batch_repeated", "pp2_1f1b", 1, LOSS, None),
+        pytest.param("dropout_by_rank", "dp2", 1, LOSS, None, marks=SLOW),
+        pytest.param("micro_batch_repeated", "pp2_1f1b", 1, LOSS, None, marks=SLOW),
         ("replicas_drift", "dp2", 1, WEIGHT, "norm.weight"),
-        ("another_seed", "tp2", 0, WEIGHT, None),
+        pytest.param("another_seed", "tp2", 0, WEIGHT, None, marks=SLOW),
         ("exploding_gradient", "tp2", 1, GRADIENT, None),
         ("evaluation_of_the_own_part", "dp2", STEPS, VALIDATION, None),
     ],
@@ -301,7 +303,10 @@ def test_a_planted_fault_is_found_where_it_is(
         assert found.parameters and parameter in found.text
 
 
-@pytest.mark.parametrize("preset", ["dp2", "zero3", "tp2", "cp2", "pp2_1f1b"])
+@pytest.mark.parametrize(
+    "preset",
+    ["dp2", *(pytest.param(name, marks=SLOW) for name in ("zero3", "tp2", "cp2")), "pp2_1f1b"],
+)
 def test_nothing_is_found_where_there_is_nothing(
     preset: str, verified: Callable[..., Comparison]
 ) -> None:

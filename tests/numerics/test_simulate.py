@@ -150,10 +150,12 @@ def seconds(run_dir: Path, words: str, schedule: str) -> float:
     ("words", "least", "most"),
     [
         ("sync=allreduce", 3.0, 3.0),
-        ("sync=local_sgd sync.sync_every_steps=8", 3.0, 3.0),
+        pytest.param("sync=local_sgd sync.sync_every_steps=8", 3.0, 3.0, marks=pytest.mark.slow),
         ("sync=ssp sync.max_staleness=3", 2.5, 3.0),
         ("sync=async_ps", 1.1, 1.3),
-        ("sync=async_local_sgd sync.sync_every_steps=4", 1.1, 1.5),
+        pytest.param(
+            "sync=async_local_sgd sync.sync_every_steps=4", 1.1, 1.5, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_straggler_costs_what_it_must(

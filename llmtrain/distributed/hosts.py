@@ -16,7 +16,7 @@ import socket
 import time
 from pathlib import Path
 
-from torch.distributed import DistStoreError, TCPStore
+from torch.distributed import DistError, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
@@ -91,25 +91,20 @@ def reach(host: str, port: int, timeout_s: float) -> TCPStore:
     while True:
         left = max(TRY_S, until - time.monotonic())
         try:
+            # Whether anybody listens is known in a moment; TCPStore itself tries for minutes.
             with socket.create_connection((host, port), timeout=min(left, 5.0)):
-                break
-        except OSError as error:
+                pass
+            return TCPStore(
+                host, port, is_master=False, wait_for_workers=False,
+                timeout=datetime.timedelta(seconds=STORE_S),
+            )  # fmt: skip
+        except (OSError, DistError, ValueError) as error:
             if time.monotonic() + TRY_S > until:
                 raise _unreachable(host, port, timeout_s, error) from None
         time.sleep(TRY_S)
-    try:
-        return TCPStore(
-            host, port, is_master=False, wait_for_workers=False,
-            timeout=datetime.timedelta(seconds=STORE_S),
-        )  # fmt: skip
-    except (DistStoreError, RuntimeError, ValueError):
-        raise ConfigError(
-            f"launcher.rdzv_endpoint={host}:{port}: something listens there that is no llmtrain; "
-            "is the port another program's?"
-        ) from None
 
 
-def _unreachable(host: str, port: int, timeout_s: float, error: OSError) -> ConfigError:
+def _unreachable(host: str, port: int, timeout_s: float, error: Exception) -> ConfigError:
     where = f"launcher.rdzv_endpoint={host}:{port}"
     waited = f"tried for {timeout_s:g} s (launcher.connect_timeout_s)"
     if isinstance(error, socket.gaierror):
@@ -121,6 +116,11 @@ def _unreachable(host: str, port: int, timeout_s: float, error: OSError) -> Conf
         return ConfigError(
             f"{where}: nothing listens on port {port} of {host} ({waited}). Was the command "
             "started on the first host, with the same port?"
+        )
+    if not isinstance(error, OSError):
+        return ConfigError(
+            f"{where}: something listens there that does not speak as the first host does "
+            f"({waited}). Is the port another program's?"
         )
     return ConfigError(
         f"{where} does not answer ({error.strerror or error}; {waited}). Is it up, and does a "

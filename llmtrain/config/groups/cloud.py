@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from llmtrain.config.groups.launcher import LauncherConfig
-from llmtrain.errors import require
+from llmtrain.errors import require, require_choice
 
 LABEL = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 """A DNS label (RFC 1035): what names pods and hosts."""
@@ -21,6 +21,8 @@ QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?")
 AT_LEAST = re.compile(r"[0-9]+(\.[0-9]+)?\+?")
 """A quantity of SkyPilot: 16, or 16+ for that and more."""
 
+OPERATORS = ("Equal", "Exists")
+EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 TOLERATION = ("key", "operator", "value", "effect", "tolerationSeconds")
 
 
@@ -37,9 +39,10 @@ class CloudLauncherConfig(LauncherConfig):
     """GPUs of each host."""
     mount_path: str = "/shared"
     """Where the hosts have the storage that they share; run directory and data cache lie in it."""
-    max_requeues: int = 3
-    """How often all hosts are started anew after a crash; preemptions do not count. What
-    launcher.max_restarts allows happens before, on the hosts as they are."""
+    max_requeues: int = 20
+    """How often all hosts are started anew: after a crash, and where a host of several is gone
+    without time to save. What launcher.max_restarts allows happens before, on the hosts as they
+    are."""
     port: int = 29500
     """Port of the first host where all meet."""
     join_timeout_s: float = 21600.0
@@ -125,17 +128,31 @@ class KubernetesLauncherConfig(CloudLauncherConfig):
                 f"launcher.tolerations has {', '.join(unknown)}; what there is: "
                 f"{', '.join(TOLERATION)}.",
             )
-            seconds = toleration.get("tolerationSeconds", "0")
-            require(
-                seconds.isdigit(),
-                f"launcher.tolerations: tolerationSeconds={seconds} must be a whole number.",
-            )
+            _check_toleration(toleration)
         most = MOST_NAME - len(f"-{NODE_JOB}-0-{self.nnodes - 1}-abcde")
         require(
             self.job_name is None or len(self.job_name) <= most,
             f"launcher.job_name={self.job_name} is longer than {most} characters, which would make "
             f"the names of its pods longer than {MOST_NAME}.",
         )
+
+
+def _check_toleration(toleration: dict[str, str]) -> None:
+    """Refuse what the cluster would refuse only when it makes the pods: JobSet does not look."""
+    key = "launcher.tolerations"
+    effect = toleration.get("effect")
+    require_choice(f"{key}: operator", toleration.get("operator", "Equal"), OPERATORS)
+    if effect is not None:
+        require_choice(f"{key}: effect", effect, EFFECTS)
+    seconds = toleration.get("tolerationSeconds")
+    require(
+        seconds is None or seconds.isdigit(),
+        f"{key}: tolerationSeconds={seconds} must be a whole number.",
+    )
+    require(
+        seconds is None or effect == "NoExecute",
+        f"{key}: tolerationSeconds={seconds} needs effect: NoExecute.",
+    )
 
 
 @dataclass(kw_only=True)

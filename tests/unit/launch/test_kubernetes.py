@@ -24,7 +24,8 @@ FULL = (
     "launcher.namespace=research", "launcher.env_secret=keys", "launcher.image_pull_secret=pull",
     "launcher.priority_class=low", "launcher.labels={kueue.x-k8s.io/queue-name: research}",
     "launcher.node_selector={cloud.google.com/gke-accelerator: nvidia-l4}",
-    'launcher.tolerations=[{key: nvidia.com/gpu, operator: Exists, tolerationSeconds: "30"}]',
+    'launcher.tolerations=[{key: nvidia.com/gpu, operator: Exists, effect: NoExecute,'
+    ' tolerationSeconds: "30"}]',
     "launcher.max_restarts=2", "launcher.threads_per_process=3", "strategy=data",
     "data=text", "data.path=/shared/books", "run_dir=books/first", "checkpoint.grace_s=100.5",
 )  # fmt: skip
@@ -148,6 +149,15 @@ def test_runs_have_names_of_their_own(capsys: pytest.CaptureFixture[str]) -> Non
         ([*NEEDED, "launcher.user_id=0"], "try 1000"),
         ([*NEEDED, "launcher.mount_path=shared"], "must be an absolute folder"),
         ([*NEEDED, "launcher.tolerations=[{kee: x}]"], "has kee"),
+        ([*NEEDED, "launcher.tolerations=[{key: a, operator: exists}]"], "Did you mean 'Exists'"),
+        (
+            [*NEEDED, "launcher.tolerations=[{key: a, effect: Never}]"],
+            "effect=Never is not a choice",
+        ),
+        (
+            [*NEEDED, 'launcher.tolerations=[{key: a, operator: Exists, tolerationSeconds: "3"}]'],
+            "needs effect: NoExecute",
+        ),
         ([*NEEDED, "run_dir=/home/me/run"], "is not in launcher.mount_path=/shared"),
         ([*NEEDED, "run_dir=../run"], "is not in launcher.mount_path=/shared"),
         ([*NEEDED, "train.device=cuda"], "launcher.gpus_per_node=8"),

@@ -8,7 +8,12 @@ from llmtrain.commands.compose import composer
 from llmtrain.commands.train import digest
 from llmtrain.config.groups.launcher import TorchrunLauncherConfig, split_endpoint
 from llmtrain.config.plan import make_plan
-from llmtrain.distributed.node import interface_towards, is_this_machine, this_node
+from llmtrain.distributed.node import (
+    interface_towards,
+    is_this_machine,
+    reachable_address,
+    this_node,
+)
 from llmtrain.errors import ConfigError
 from tests.support.runs import SYNTHETIC, TINY, compose_run
 
@@ -56,7 +61,9 @@ def test_the_first_host_is_the_one_that_has_the_address() -> None:
     assert not is_this_machine("10.255.255.1") and not is_this_machine("no-such-host.invalid")
     assert this_node(launcher(rdzv_endpoint="127.0.0.1:4000"), {}).leads
     assert this_node(launcher(rdzv_endpoint="127.0.0.1:4000", node_rank=1), {}).leads is False
-    assert interface_towards("127.0.0.1", 80) == "lo"
+    assert reachable_address("127.0.0.1", 1) == (socket.AF_INET, "127.0.0.1")
+    assert reachable_address("127.0.1.1", 2) is None  # what Debian calls a machine's own name
+    assert interface_towards("127.0.0.1", 80) in {name for _, name in socket.if_nameindex()}
     assert interface_towards("no-such-host.invalid", 80) is None
 
 

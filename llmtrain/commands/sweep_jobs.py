@@ -30,6 +30,9 @@ from llmtrain.launch.shares import Shares
 
 SETTINGS = "sweep."
 
+LAUNCHERS = ("local", "slurm")
+"""What can start the jobs of a sweep."""
+
 
 def read_sweep(hydra: Composer, overrides: Sequence[str]) -> SweepRecord:
     """Return the sweep that a command line asks for; its folder is only named.
@@ -72,6 +75,7 @@ def read_sweep(hydra: Composer, overrides: Sequence[str]) -> SweepRecord:
         "launcher" not in swept,
         "launcher: a sweep has one; make a sweep of each.",
     )
+    _check_launcher(base.launcher)
     require(
         base.launcher != "slurm" or not base.settings.searches,
         f"sweep.sampler={base.settings.sampler} waits for results before it goes on, so its jobs "
@@ -83,6 +87,19 @@ def read_sweep(hydra: Composer, overrides: Sequence[str]) -> SweepRecord:
     else:
         sweep.jobs = _combinations(words_of(hydra, sweep))
     return sweep
+
+
+def _check_launcher(name: str) -> None:
+    """Refuse a launcher that starts one run over hosts which compose it themselves, or prints it.
+
+    Raises:
+        ConfigError: names those that start the jobs of a sweep.
+    """
+    require(
+        name in LAUNCHERS,
+        f"launcher={name} cannot start the jobs of a sweep, only {' and '.join(LAUNCHERS)} can: "
+        "use launcher=slurm, or launcher=local on each host with a part of the jobs.",
+    )
 
 
 def words_of(hydra: Composer, sweep: SweepRecord) -> list[Override]:
@@ -198,6 +215,7 @@ def compose_job(hydra: Composer, job: Job, shares: Shares) -> tuple[RunConfig, P
         UserError: when it cannot run.
     """
     run = hydra.compose(job.overrides).config
+    _check_launcher(run.launcher.name)  # an experiment that is swept may choose one
     if isinstance(run.launcher, SlurmLauncherConfig):
         return in_time(run), plan_run(run)  # this machine's devices are not the job's
     if run.train.device != "cpu":

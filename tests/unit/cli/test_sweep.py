@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llmtrain.cli import run
-from llmtrain.commands.compose import Composer
+from llmtrain.commands.compose import Composer, composer
 from llmtrain.commands.groups import groups
-from llmtrain.commands.sweep_jobs import freeze_sweep, read_sweep
+from llmtrain.commands.sweep_jobs import compose_job, freeze_sweep, read_sweep
 from llmtrain.config.store import load_run_config
 from llmtrain.config.sweep import Job, SweepRecord, load_sweep, to_do
 from llmtrain.errors import ConfigError
@@ -123,11 +123,27 @@ def test_a_long_sweep_composes_its_choices_once(
         (["run_dir=x", "train.seed=1,2"], "cannot share one"),
         (["sweep.sampler=tpe", "sweep.trials=2", "sweep.pruner=median", "train.seed=1,2",
           "train.eval_every_steps=null"], "train.eval_every_steps=50"),
+        (["launcher=local,slurm"], "make a sweep of each"),
+        (["launcher=torchrun", "launcher.nnodes=2", "launcher.rdzv_endpoint=a:1", "train.seed=1,2"],
+         "launcher=torchrun cannot start the jobs of a sweep, only local and slurm can"),
+        (["launcher=kubernetes", "train.seed=1,2"], "only local and slurm can"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sweep_is_refused(train: Composer, words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_sweep(train, words)
+
+
+def test_a_job_that_chooses_another_launcher_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "far.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /launcher: torchrun\n"
+    )
+    with composer("train", [tmp_path]) as hydra:
+        sweep = read_sweep(hydra, ["experiment=far,shakespeare_char_cpu"])
+        with pytest.raises(ConfigError, match="only local and slurm can"):
+            compose_job(hydra, sweep.jobs[0], WHOLE)
+        compose_job(hydra, sweep.jobs[1], WHOLE)
 
 
 def test_the_settings_of_a_sweep_are_refused_for_one_run(

@@ -5,7 +5,9 @@ A job that fails, or that cannot even be composed, does not stop the others.
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llmtrain.commands.compose import Composer, composer
 from llmtrain.commands.options import Options
@@ -43,7 +45,7 @@ def run_sweep(options: Options) -> int:
             "A multirun starts its own processes: run it without torchrun, srun or mpirun."
         )
     resumed = options.chooses("sweep.resume")
-    sweep = _resumed(options) if resumed else None
+    sweep, told = _resumed(options) if resumed else (None, {})
     folders = options.config_dirs if sweep is None else [Path(d) for d in sweep.config_dirs]
     with composer("train", folders) as hydra:
         sweep = sweep or read_sweep(hydra, options.overrides)
@@ -64,6 +66,7 @@ def run_sweep(options: Options) -> int:
         with claimed(sweep.folder, "sweep.resume"):
             refuse_active(sweep.folder)
             if resumed:
+                _read_again(sweep, told)
                 _look_again(sweep)
             by_slurm = sweep.launcher == "slurm" and bool(to_do(sweep.jobs))
             code = (submit_sweep if by_slurm else _run)(hydra, sweep, shares)
@@ -116,8 +119,8 @@ def _answer(hydra: Composer, sweep: SweepRecord, shares: Shares, *, yaml: bool) 
     return EXIT_OK
 
 
-def _resumed(options: Options) -> SweepRecord:
-    """Return the sweep that `sweep.resume` names, with what is told anew; its folder is entered.
+def _resumed(options: Options) -> tuple[SweepRecord, dict[str, Any]]:
+    """Return the sweep that `sweep.resume` names, and what is told anew; its folder is entered.
 
     Raises:
         ConfigError: when it cannot be read, or something else is asked for besides.
@@ -136,10 +139,8 @@ def _resumed(options: Options) -> SweepRecord:
         f"{' '.join(others)}: sweep.resume={folder} goes on with what it was begun with; only "
         f"{' and '.join(CHANGEABLE)} may change. Leave it out, or begin another sweep.",
     )
-    names = [key.partition(".")[2] for key in given]
-    sweep.settings = dataclasses.replace(
-        sweep.settings, **{name: getattr(told, name) for name in names}
-    )
+    anew_told = {name: getattr(told, name) for name in (key.partition(".")[2] for key in given)}
+    sweep.settings = dataclasses.replace(sweep.settings, **anew_told)
     try:
         os.chdir(sweep.cwd)
     except OSError as error:
@@ -147,7 +148,15 @@ def _resumed(options: Options) -> SweepRecord:
             f"sweep.resume={folder} was begun in {sweep.cwd}, where its relative paths start, and "
             f"that cannot be entered ({error.strerror}); make it again."
         ) from None
-    return sweep
+    return sweep, anew_told
+
+
+def _read_again(sweep: SweepRecord, told: Mapping[str, Any]) -> None:
+    """Read the record of a sweep that is claimed: until then, another may have gone on with it."""
+    now = load_sweep(sweep.folder)
+    # The machine is divided already.
+    kept = {"parallel": sweep.settings.parallel, **told}
+    sweep.jobs, sweep.settings = now.jobs, dataclasses.replace(now.settings, **kept)
 
 
 def _look_again(sweep: SweepRecord) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,26 @@ def test_a_sweep_that_is_done_shows_its_table(
     rows = [line.split()[:4] for line in capsys.readouterr().out.splitlines()]
     assert rows[1:] == [["1", "1", "train.seed=1", "completed"],
                         ["2", "0", "train.seed=0", "completed"]]  # fmt: skip
+
+
+def test_what_another_has_written_before_the_claim_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llmtrain.commands.sweep as module
+
+    words = ["model.n_heads=3"]  # refused, should it be tried
+    record(tmp_path, Job(0, words, words)).save()
+    claim = module.claimed
+
+    def late(folder: Path, key: str) -> AbstractContextManager[None]:
+        """Claim the folder when another, which had it, has just ended."""
+        record(tmp_path, Job(0, words, words, "completed", val_loss=1.0)).save()
+        return claim(folder, key)
+
+    monkeypatch.setattr(module, "claimed", late)
+    assert run(["train", "-m", f"sweep.resume={tmp_path}", "sweep.parallel=2"]) == 0
+    kept = load_sweep(tmp_path)
+    assert kept.jobs[0].status == "completed" and kept.jobs[0].val_loss == 1.0
 
 
 def test_what_others_have_run_is_collected(

@@ -137,12 +137,12 @@ class SweepRun:
             self._view.saw(job, line)
             if self._search is None or not _is_number(line.get(key)):
                 continue
-            bad = self._search.report(job.number, int(line["step"]), float(line[key]))
+            bad_at = self._search.report(job.number, int(line["step"]), float(line[key]))
             # One that has ended by itself is not given up: what it came to is known.
             runs = job.number in self._pool.children and self._pool.stopped_by is None
-            if bad and runs and job.number not in self._given_up:
+            if bad_at is not None and runs and job.number not in self._given_up:
                 self._given_up.add(job.number)
-                self._view.note(f"job {job.number} is given up at step {line['step']}")
+                self._view.note(f"job {job.number} is given up at step {bad_at}")
                 self._pool.stop(job.number)
 
     def _end(self, job: Job, code: int) -> None:

@@ -99,9 +99,10 @@ class Search:
         Returns:
             The last step that is known, where the run is bad enough by then to be given up.
         """
-        trial, last = self._trial(number), self._last_steps.get(number)
+        last = self._last_steps.get(number)
         if last is not None and step <= last:
             return None  # it went on from a checkpoint, and does these steps again
+        trial = self._trial(number)
         if last is None:  # the study may know more, and the run may have been bad when all ended
             last = max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=-1)
         if step > last:

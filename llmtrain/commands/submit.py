@@ -96,17 +96,16 @@ def submit(run: RunConfig, plan: Plan, overrides: Sequence[str]) -> int:
 
 def wait(run_dir: Path, submitted: slurm.Submitted, poll_s: float) -> int:
     """Wait for a run's job to end, telling its states; return the exit code of the run."""
-    told, unknown = "", 0
+    told, watch = "", slurm.Watch(submitted.job_id)
     try:
-        while unknown < 3:
-            job = slurm.ask(submitted.job_id)
-            unknown = unknown + 1 if job.state == "UNKNOWN" else 0
+        while True:
+            job = watch.look()
             what = f"{job.state}{f' ({job.reason})' if job.reason else ''}"
             what += f", queued again {job.requeues} times" if job.requeues else ""
             if what != told:
                 show_note(f"job {submitted.job_id}: {what}")
                 told = what
-            if not job.is_active and job.state != "UNKNOWN":
+            if watch.ended:
                 break
             time.sleep(poll_s)
     except KeyboardInterrupt:

@@ -57,11 +57,12 @@ def wait_for_array(folder: Path, numbers: Sequence[int], poll_s: float) -> int:
     0: all completed; 1: some did not; 130: Ctrl-C, which leaves the array alone.
     """
     jobs = {number: slurm.find(folder / str(number)) for number in numbers}
-    left, told = dict(jobs), ""
+    left = {n: slurm.Watch(job.job_id) for n, job in jobs.items() if job is not None}
+    told = ""
     try:
         while left:
-            states = {n: slurm.ask(job.job_id) for n, job in left.items() if job is not None}
-            left = {n: left[n] for n, state in states.items() if state.is_active}
+            states = {n: watch.look() for n, watch in left.items()}
+            left = {n: watch for n, watch in left.items() if not watch.ended}
             counts = collections.Counter(states[n].state.lower() for n in left)
             ended = {"ended": len(jobs) - len(left)} if len(left) < len(jobs) else {}
             now = ", ".join(f"{n} {what}" for what, n in (counts | ended).items())

@@ -26,6 +26,10 @@ CODE = "code"
 CALL_S = 120.0
 """How long a command of Slurm's may take: a controller that is gone is else waited for."""
 
+UNANSWERED = 3
+"""Looks in a row without an answer after which a job is taken for one that Slurm has forgotten: a
+controller that is busy, or starts again, misses one or two."""
+
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
     "PREEMPTED", "TIMEOUT",
@@ -135,6 +139,27 @@ def ask(job_id: str) -> JobState:
         return JobState("UNKNOWN")
     # An array has a line for each task.
     return next((state for state in states if state.is_active), states[0])
+
+
+class Watch:
+    """A job that is asked after again and again, until it has ended."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._unanswered = 0
+        self._ended = False
+
+    def look(self) -> JobState:
+        """Return what Slurm says of the job now."""
+        now = ask(self._job_id)
+        self._unanswered = self._unanswered + 1 if now.state == "UNKNOWN" else 0
+        self._ended = now.state in ENDED or self._unanswered == UNANSWERED
+        return now
+
+    @property
+    def ended(self) -> bool:
+        """Whether it had ended at the last look, or Slurm has long known nothing of it."""
+        return self._ended
 
 
 def _state(line: str) -> JobState:

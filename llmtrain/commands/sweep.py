@@ -5,6 +5,7 @@ A job that fails, or that cannot even be composed, does not stop the others.
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from llmtrain.commands.sweep_jobs import compose_job, make_folder, read_sweep, w
 from llmtrain.commands.sweep_run import SweepRun
 from llmtrain.commands.sweep_slurm import submit_sweep
 from llmtrain.commands.sweep_view import SweepView, count_jobs, ranked_table
+from llmtrain.config.paths import METRICS
 from llmtrain.config.store import to_yaml
 from llmtrain.config.sweep import DONE, SweepRecord, load_sweep, to_do
 from llmtrain.console import make_console, say
@@ -49,12 +51,13 @@ def run_sweep(options: Options) -> int:
     folders = options.config_dirs if sweep is None else [Path(d) for d in sweep.config_dirs]
     with composer("train", folders) as hydra:
         sweep = sweep or read_sweep(hydra, options.overrides)
+        _check_parallel(sweep)
         shares = share_machine(sweep.settings.parallel)
         if sweep.settings.searches:
             require_optuna(sweep.settings)
         if options.has("--cfg") or options.has("--dry-run"):
             return _answer(hydra, sweep, shares, yaml=options.has("--cfg"))
-        if sweep.device != "cpu":
+        if sweep.device != "cpu" and sweep.launcher != "slurm":
             shares.require_gpu()
         if not resumed:
             _preview(
@@ -73,9 +76,24 @@ def run_sweep(options: Options) -> int:
     make_console().print(ranked_table(sweep))
     if code != EXIT_OK:
         # To be copied: on one line, however long.
-        go_on = f"{count_jobs(sweep)}. To go on: llmtrain train -m sweep.resume={sweep.folder}"
+        resume = shlex.join(["llmtrain", "train", "-m", f"sweep.resume={sweep.folder}"])
+        go_on = f"{count_jobs(sweep)}. To go on: {resume}"
         say(make_console(stderr=True), go_on, "dim")
     return code
+
+
+def _check_parallel(sweep: SweepRecord) -> None:
+    """Refuse to divide this machine among jobs that run on others.
+
+    Raises:
+        ConfigError: names the setting that is meant.
+    """
+    parallel = sweep.settings.parallel
+    require(
+        sweep.launcher != "slurm" or parallel == 1,
+        f"sweep.parallel={parallel} divides this machine, and with launcher=slurm the jobs run on "
+        f"others; for at most {parallel} at a time, set launcher.array_parallel={parallel}.",
+    )
 
 
 def _run(hydra: Composer, sweep: SweepRecord, shares: Shares) -> int:
@@ -164,8 +182,9 @@ def _look_again(sweep: SweepRecord) -> None:
     for job in sweep.jobs:
         if job.status in (*DONE, "refused"):
             continue
-        if job.status == "running":  # the sweep died, and its jobs with it
-            job.status = "stopped"
+        if job.status in ("running", "submitted"):  # it has ended, without a word perhaps
+            began = job.status == "running" or (sweep.run_dir(job) / METRICS).is_file()
+            job.status = "stopped" if began else "not started"
         sweep.collect(job)
     sweep.save()
     show_note(f"going on with {sweep.folder}: {count_jobs(sweep)}")

@@ -6,6 +6,7 @@ RUN_DIR/code/llmtrain/    the code as submitted     RUN_DIR/logs/slurm-*.out  wh
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -216,8 +217,8 @@ def refuse_active(run_dir: Path) -> None:
     if state.is_active:
         raise ConfigError(
             f"run_dir={run_dir} is in use: Slurm job {submitted.job_id} of it is {state.state}. "
-            f"Wait for it, end it (llmtrain cancel {run_dir}), or name another folder with "
-            "run_dir=DIR."
+            f"Wait for it, end it (llmtrain cancel {shlex.quote(str(run_dir))}), or name another "
+            "folder with run_dir=DIR."
         )
 
 

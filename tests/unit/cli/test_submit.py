@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from llmtrain.cli import main
 from llmtrain.commands.submit import wait
 from llmtrain.commands.submit_array import wait_for_array
+from llmtrain.config.sweep import SweepRecord, load_sweep
 from llmtrain.launch import slurm
 
 Commands = Callable[..., None]
@@ -19,6 +23,10 @@ read -r state < {folder}/answers.$4
 sed -i 1d {folder}/answers.$4
 [ "$state" = - ] && exit 1
 echo "JobId=$4 JobState=$state Reason=None"
+"""
+
+SBATCH = """#!/bin/sh
+echo 77
 """
 
 
@@ -78,3 +86,75 @@ def test_a_run_and_an_array_that_slurm_has_forgotten_have_ended(
         result(tmp_path / "0", "completed")
         assert waited() == 0
         assert left(tmp_path, "a0") == ["never"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a blank in its path, as users have them."""
+    place = tmp_path / "my runs"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
+def the_sweep(place: Path) -> SweepRecord:
+    [found] = place.glob("sweeps/*/*")
+    return load_sweep(found)
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """Return the commands that a text tells, as a shell reads them."""
+    lines = [line.partition("llmtrain ")[2] for line in text.splitlines() if "llmtrain " in line]
+    return [shlex.split(line) for line in lines]
+
+
+def test_a_sweep_is_submitted_whatever_this_machine_has(
+    commands: Commands, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands(scontrol=SCONTROL, sbatch=SBATCH)
+    words = ["launcher=slurm", "model.n_heads=3,2,4", "launcher.array_parallel=2"]
+    assert main(["train", "-m", *words, "sweep.parallel=2"]) == 2
+    assert "launcher.array_parallel=2" in capsys.readouterr().err
+    assert not (place / "sweeps").exists()
+
+    assert main(["train", "-m", *words]) == 1  # one is refused
+    sweep = the_sweep(place)
+    assert [job.status for job in sweep.jobs] == ["refused", "submitted", "submitted"]
+    said = capsys.readouterr()
+    assert len(re.findall(r"n_heads=\d  submitted$", said.out, re.MULTILINE)) == 2
+    assert "3 jobs: 1 refused, 2 submitted" in said.err
+    # All can be copied into a shell, the folder's blank or not.
+    folder = str(sweep.folder)
+    resume = ["train", "-m", f"sweep.resume={folder}"]
+    told = commands_in(said.err)
+    assert told == [["jobs", folder], ["logs", f"{folder}/1", "-f"], ["cancel", folder], resume,
+                    resume]  # fmt: skip
+
+    # Once the array has ended: one has a result, one was never begun, and that is done.
+    result(sweep.folder / "1", "completed")
+    answers(place.parent, **{"77": "COMPLETED " * 9})
+    assert main(resume) == 1
+    jobs = the_sweep(place).jobs
+    assert [job.status for job in jobs] == ["refused", "completed", "submitted"]
+    assert "1 refused, 1 completed, 1 not started" in capsys.readouterr().err
+
+
+def test_a_job_of_an_array_that_ends_without_a_word_has_failed(
+    commands: Commands, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands(scontrol=SCONTROL, sbatch=SBATCH)
+    answers(place.parent, **{"77_0": "COMPLETED", "77_1": "NODE_FAIL"})
+    words = ["launcher=slurm", "train.seed=1,2", "launcher.wait=true", "launcher.poll_s=1"]
+    assert main(["train", "-m", *words]) == 1
+    jobs = the_sweep(place).jobs
+    assert [job.status for job in jobs] == ["failed", "failed"]
+    assert "without a word" in str(jobs[0].error)
+
+
+def test_a_run_that_is_submitted_says_what_can_be_copied(
+    commands: Commands, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands(sbatch=SBATCH)
+    assert main(["train", "launcher=slurm", "run_dir=a run"]) == 0
+    told = commands_in(capsys.readouterr().err)
+    assert told == [["logs", f"{place}/a run", "-f"], ["jobs"], ["cancel", f"{place}/a run"]]

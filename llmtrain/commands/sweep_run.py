@@ -15,7 +15,7 @@ from llmtrain.commands.search import Search
 from llmtrain.commands.sweep_jobs import freeze_job
 from llmtrain.commands.sweep_view import SweepView
 from llmtrain.config.groups.sweep import METRICS
-from llmtrain.config.paths import CONFIG, LOGS
+from llmtrain.config.paths import LOGS
 from llmtrain.config.paths import METRICS as METRICS_FILE
 from llmtrain.config.sweep import DONE, Job, SweepRecord, to_do
 from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
@@ -87,11 +87,9 @@ class SweepRun:
             self._view.note(f"saving and stopping {what}; Ctrl-C again ends them at once")
 
     def _is_frozen(self, job: Job) -> bool:
-        """Compose and freeze a job that is not; return whether it can be started."""
+        """Freeze a job that is not; return whether it can be started."""
         if self._pool.slot is None:  # told to stop
             return False
-        if job.status != "refused" and (self._sweep.run_dir(job) / CONFIG).is_file():
-            return True
         error = freeze_job(self._hydra, self._sweep, job, self._shares)
         if error is not None:
             self._view.refused(error, told=str(error) == self._refusal)

@@ -23,8 +23,7 @@ def submit_sweep(hydra: Composer, sweep: SweepRecord, shares: Shares) -> int:
     slurm.check_folder(sweep.folder)
     numbers = []
     for job in to_do(sweep.jobs):
-        frozen = job.status != "refused" and (sweep.run_dir(job) / CONFIG).is_file()
-        error = None if frozen else freeze_job(hydra, sweep, job, shares)
+        error = freeze_job(hydra, sweep, job, shares)
         if error is None:
             numbers.append(job.number)
         else:

@@ -10,7 +10,7 @@ import pytest
 from llmtrain.cli import run
 from llmtrain.commands.compose import Composer, composer
 from llmtrain.commands.groups import groups
-from llmtrain.commands.sweep_jobs import compose_job, freeze_sweep, read_sweep
+from llmtrain.commands.sweep_jobs import compose_job, freeze_job, make_folder, read_sweep
 from llmtrain.config.store import load_run_config
 from llmtrain.config.sweep import Job, SweepRecord, load_sweep, to_do
 from llmtrain.errors import ConfigError
@@ -30,6 +30,16 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def jobs_of(train: Composer, *words: str) -> list[Job]:
     return read_sweep(train, words).jobs
+
+
+def frozen(train: Composer, *words: str, shares: Shares = WHOLE) -> SweepRecord:
+    """Return a sweep whose jobs are frozen, as they are before the first starts."""
+    sweep = read_sweep(train, words)
+    make_folder(sweep)
+    for job in sweep.jobs:
+        freeze_job(train, sweep, job, shares)
+    sweep.save()
+    return sweep
 
 
 def test_every_combination(train: Composer) -> None:
@@ -76,7 +86,7 @@ def test_what_only_some_jobs_can_take_is_their_own_matter(train: Composer) -> No
 
 
 def test_no_job_knows_how_it_is_swept(train: Composer) -> None:
-    sweep = freeze_sweep(train, ["sweep.parallel=2", "train.seed=1,2"], WHOLE)
+    sweep = frozen(train, "sweep.parallel=2", "train.seed=1,2")
     for job in sweep.jobs:
         assert not any(word.startswith("sweep") for word in job.overrides)
         assert "sweep" not in (sweep.run_dir(job) / "config.yaml").read_text().split("run_dir")[0]
@@ -84,13 +94,25 @@ def test_no_job_knows_how_it_is_swept(train: Composer) -> None:
 
 
 def test_jobs_are_frozen_and_recorded_before_any_starts(train: Composer) -> None:
-    sweep = freeze_sweep(train, ["model.n_heads=3,2", "train.device=cpu"], WHOLE)
+    sweep = frozen(train, "model.n_heads=3,2", "train.device=cpu")
     assert load_sweep(sweep.folder) == sweep
     assert [job.status for job in sweep.jobs] == ["refused", "not started"]
     assert "model.n_heads=3" in str(sweep.jobs[0].error)
     assert not sweep.run_dir(sweep.jobs[0]).exists()
     written = json.loads((sweep.folder / "sweep.json").read_text())["jobs"]
     assert written[1]["run_dir"] == str(sweep.folder / "1")
+
+
+def test_what_is_frozen_is_not_composed_again_but_where_it_was_refused(train: Composer) -> None:
+    sweep = frozen(train, "model.n_heads=3,2", "train.device=cpu")
+    bad, good = sweep.jobs
+    written = (sweep.run_dir(good) / "config.yaml").stat()
+    good.status = "stopped"
+    assert freeze_job(train, sweep, good, WHOLE) is None and good.status == "stopped"
+    assert (sweep.run_dir(good) / "config.yaml").stat() == written
+    sweep.run_dir(bad).mkdir()
+    (sweep.run_dir(bad) / "config.yaml").write_text("of a refused start")
+    assert freeze_job(train, sweep, bad, WHOLE) is not None
 
 
 def test_a_long_sweep_composes_its_choices_once(
@@ -156,7 +178,7 @@ def test_the_settings_of_a_sweep_are_refused_for_one_run(
 
 def test_one_gpu_at_least_for_each_job(train: Composer) -> None:
     two = Shares(4, gpus=2, cores=8, visible=("0", "1"))
-    sweep = freeze_sweep(train, ["train.device=auto,cpu"], two)
+    sweep = frozen(train, "train.device=auto,cpu", shares=two)
     assert [job.status for job in sweep.jobs] == ["refused", "not started"]
     assert "sweep.parallel=2, or train.device=cpu" in str(sweep.jobs[0].error)
 

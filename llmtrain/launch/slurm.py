@@ -6,6 +6,7 @@ RUN_DIR/code/llmtrain/    the code as submitted     RUN_DIR/logs/slurm-*.out  wh
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -25,6 +26,10 @@ CODE = "code"
 
 CALL_S = 120.0
 """How long a command of Slurm's may take: a controller that is gone is else waited for."""
+
+UNANSWERED = 3
+"""Looks in a row without an answer after which a job is taken for one that Slurm has forgotten: a
+controller that is busy, or starts again, misses one or two."""
 
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
@@ -137,6 +142,27 @@ def ask(job_id: str) -> JobState:
     return next((state for state in states if state.is_active), states[0])
 
 
+class Watch:
+    """A job that is asked after again and again, until it has ended."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._unanswered = 0
+        self._ended = False
+
+    def look(self) -> JobState:
+        """Return what Slurm says of the job now."""
+        now = ask(self._job_id)
+        self._unanswered = self._unanswered + 1 if now.state == "UNKNOWN" else 0
+        self._ended = now.state in ENDED or self._unanswered == UNANSWERED
+        return now
+
+    @property
+    def ended(self) -> bool:
+        """Whether it had ended at the last look, or Slurm has long known nothing of it."""
+        return self._ended
+
+
 def _state(line: str) -> JobState:
     """Return the state in a line of `scontrol show job`: words of KEY=VALUE, the first counts."""
     found: dict[str, str] = {}
@@ -191,8 +217,8 @@ def refuse_active(run_dir: Path) -> None:
     if state.is_active:
         raise ConfigError(
             f"run_dir={run_dir} is in use: Slurm job {submitted.job_id} of it is {state.state}. "
-            f"Wait for it, end it (llmtrain cancel {run_dir}), or name another folder with "
-            "run_dir=DIR."
+            f"Wait for it, end it (llmtrain cancel {shlex.quote(str(run_dir))}), or name another "
+            "folder with run_dir=DIR."
         )
 
 

@@ -1,6 +1,7 @@
 """Which of several hosts this one is, and what is refused of them."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from llmtrain.distributed.node import (
     this_node,
 )
 from llmtrain.errors import ConfigError
+from llmtrain.launch.local import launch
 from tests.support.runs import SYNTHETIC, TINY, compose_run
 
 
@@ -108,6 +110,13 @@ def test_processes_are_shared_out() -> None:
     served = compose_run(*HOSTS, "strategy=data", "sync=ssp", "launcher.nproc_per_node=1")
     with pytest.raises(ConfigError, match="server and replicas on one machine"):
         make_plan(served, gpus=0)
+
+
+def test_one_host_of_several_never_trains_alone(tmp_path: Path) -> None:
+    run = compose_run(*HOSTS, "strategy=data", "launcher.nproc_per_node=1")
+    with pytest.raises(AssertionError, match="would train alone"):
+        launch(tmp_path, run, make_plan(run, gpus=0))
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_hosts_need_the_same_settings_but_their_number_and_folder() -> None:

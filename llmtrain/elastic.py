@@ -143,7 +143,7 @@ class Agent(LocalElasticAgent):
             super()._rendezvous(worker_group)
         finally:
             self._is_meeting = False
-        os.environ[ROUND_ENV] = str(self._meeting.round)
+        os.environ[ROUND_ENV] = str(self._meeting.met())
         first, world_size = worker_group.workers[0].global_rank, worker_group.workers[0].world_size
         last = worker_group.workers[-1].global_rank
         show_note(
@@ -160,19 +160,20 @@ class Agent(LocalElasticAgent):
             raise SignalException(f"got {self.got.name}", sigval=sent)
         result = super()._monitor_workers(worker_group)
         if result.is_failed() and self._is_asked_to_meet(result):
+            self._restart_workers(worker_group)  # not counted
             return RunResult(state=WorkerState.HEALTHY)
         if result.is_failed() and not self._attempts.again(self.failures(result)):
             self._remaining_restarts = 0
         return result
 
     def _is_asked_to_meet(self, result: RunResult) -> bool:
-        """Whether workers ended for hosts that wait to come in: another agent saw them first.
+        """Whether workers ended for hosts that come in: another agent saw them first.
 
         It had its ranks stop, and all ranks stop together.
         """
         if self._meeting is None or not all(f.stopped for f in self.failures(result)):
             return False
-        return self._meeting.handler.num_nodes_waiting() > 0
+        return self._meeting.is_called()
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         if self._meeting is None:

@@ -37,6 +37,8 @@ STORE_S = 60.0
 """How long the store may take to answer, seconds: a short cut of the network is sat out."""
 SEEN_S = 20.0
 """How long a file of the first host may take to be seen on another: network file systems cache."""
+CALL_S = 3.0
+"""How long hosts that come in may take to be seen by one whose ranks were told to stop."""
 LAST_CALL_S = 5.0
 """With fewer hosts than there may be: how long more are waited for, seconds."""
 LEAVE_S = 20.0
@@ -145,6 +147,7 @@ class Meeting:
         """
         self.node, self.leads, self.nnodes = node, node.leads, node.nnodes
         self.host = socket.gethostname()
+        self._round = 0
         # torch's static rendezvous waits for other hosts in the store, the dynamic one looks again.
         self._patience_s = max(STORE_S, node.join_timeout_s) if node.is_static else STORE_S
         if node.leads:
@@ -184,12 +187,30 @@ class Meeting:
         handler._bootstrap_store_info = RendezvousStoreInfo(self.node.host, self.node.port)
         return handler
 
-    @property
-    def round(self) -> int:
-        """How often the hosts had met before this time."""
+    def met(self) -> int:
+        """Take note that the hosts have met; return how often they had before."""
+        if isinstance(self.handler, DynamicRendezvousHandler):
+            self._round = int(self.handler._state_holder.state.round)
+        return self._round
+
+    def is_called(self) -> bool:
+        """Whether hosts wait to come in, or meet again already without this one.
+
+        torch looks at the rendezvous once a second, and its word may be older than the call.
+        """
         if not isinstance(self.handler, DynamicRendezvousHandler):
-            return 0
-        return int(self.handler._state_holder.state.round)
+            return False
+        until = time.monotonic() + CALL_S
+        while True:
+            waiting = self.handler.num_nodes_waiting()
+            state = self.handler._state_holder.state
+            if state.closed:
+                return False
+            if waiting > 0 or not state.complete or state.round != self._round:
+                return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(TRY_S)
 
     def incomplete(self) -> str:
         """Return what to say when not all hosts have come in time."""

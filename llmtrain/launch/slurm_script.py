@@ -29,6 +29,14 @@ FIRST_PORT, PORTS = 20000, 12000
 RESEND_S = 30
 """How often agents are asked again: a signal is lost on a step that is still being made."""
 
+TRIES, PAUSE_S = 15, 10
+"""How often scontrol is tried, and how far apart: a backup controller takes over after two minutes
+(SlurmctldTimeout), and none answers until then."""
+
+CONNECT_S = 300
+"""How long an agent tries to reach the first node, whose image may be pulled, whose Python may be
+read from a busy file system, for longer than those of others."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -59,7 +67,34 @@ stop_agents() {  # asked again until they have ended
     done &
 }
 
-preempted() { [[ $(scontrol show job -o "$job") =~ PreemptTime=[0-9] ]]; }
+ask_slurm() {  # puts what scontrol says into `told`; tried again, as a failover takes a while
+    local try
+    for ((try = 1; try <= max_tries; try++)); do
+        if told=$(scontrol "$@"); then return 0; fi
+        if [ "$asked" = TERM ]; then return 1; fi
+        say "scontrol $1 has failed, $try of $max_tries times"
+        [ "$try" -eq "$max_tries" ] || sleep "$pause_s"
+    done
+    return 1
+}
+
+preempted() {
+    if ask_slurm show job -o "$job"; then
+        [[ $told =~ PreemptTime=[0-9] ]]
+    else
+        # No answer is not a no. Who was told to end meanwhile need not know.
+        [ "$asked" = TERM ] || failed "stopped (exit code $code), and scontrol cannot say why"
+        return 1
+    fi
+}
+
+queue_again() {
+    if ask_slurm requeue "$job"; then
+        say "queued again, $((${SLURM_RESTART_COUNT:-0} + 1)) of $max_requeues times"
+    elif [ "$asked" != TERM ]; then
+        failed "out of time or preempted, and scontrol requeue fails: submit it again"
+    fi
+}
 
 failed() {  # result.json says so, where the agents could not
     say "$1"
@@ -67,7 +102,7 @@ failed() {  # result.json says so, where the agents could not
     exit 1
 }
 
-asked='' running='' restarts=0
+asked='' running='' told='' restarts=0
 trap 'asked=${asked:-USR1}; say "time is nearly up: saving"; [ -z "$running" ] || stop_agents' USR1
 trap 'asked=TERM; say "told to end by Slurm: saving"' TERM
 """
@@ -78,7 +113,7 @@ while [ -z "$asked" ]; do
     running=''
     # Killed from outside: start again. Everything else the agents have decided.
     if [ "$code" -le 128 ] || [ "$code" -eq 130 ] || [ "$code" -eq 143 ]; then break; fi
-    if [ -n "$asked" ] || preempted; then break; fi
+    if [ -n "$asked" ] || preempted || [ -n "$asked" ]; then break; fi
     if [ "$restarts" -ge "$max_restarts" ]; then
         failed "an agent was killed (exit code $code): launcher.max_restarts=$max_restarts"
     fi
@@ -93,8 +128,7 @@ if [ "$code" -gt 128 ] && [ "$code" -ne 130 ] && [ "$asked" != TERM ]; then
         if [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_requeues" ]; then
             failed "out of time or preempted, not queued again: launcher.max_requeues=$max_requeues"
         fi
-        say "queued again, $((${SLURM_RESTART_COUNT:-0} + 1)) of $max_requeues times"
-        scontrol requeue "$job"
+        queue_again
     fi
 fi
 exit "$code"
@@ -130,6 +164,7 @@ def render(
         f"max_restarts={launcher.max_restarts}",
         f"max_requeues={launcher.max_requeues}",
         f"resend_s={RESEND_S}",
+        f"max_tries={TRIES} pause_s={PAUSE_S}",
     ]
     if is_array:
         lines += ["job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID", "case $SLURM_ARRAY_TASK_ID in"]
@@ -208,7 +243,8 @@ def _commands(launcher: SlurmLauncherConfig) -> list[str]:
     return [
         *lines,
         'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-        f'agent+=(--nnodes "$nodes" --rdzv-endpoint "$head:{port}")',
+        f'agent+=(--nnodes "$nodes" --rdzv-endpoint "$head:{port}" '
+        f"--connect-timeout-s {CONNECT_S})",
     ]
 
 

@@ -11,6 +11,7 @@ nodes=1
 max_restarts=0
 max_requeues=100
 resend_s=30
+max_tries=15 pause_s=10
 job=$SLURM_JOB_ID
 run_dir=/scratch/runs/books/1 arguments=(--nproc-per-node 8)
 step=(--ntasks-per-node=1 --kill-on-bad-exit=1)
@@ -36,7 +37,34 @@ stop_agents() {  # asked again until they have ended
     done &
 }
 
-preempted() { [[ $(scontrol show job -o "$job") =~ PreemptTime=[0-9] ]]; }
+ask_slurm() {  # puts what scontrol says into `told`; tried again, as a failover takes a while
+    local try
+    for ((try = 1; try <= max_tries; try++)); do
+        if told=$(scontrol "$@"); then return 0; fi
+        if [ "$asked" = TERM ]; then return 1; fi
+        say "scontrol $1 has failed, $try of $max_tries times"
+        [ "$try" -eq "$max_tries" ] || sleep "$pause_s"
+    done
+    return 1
+}
+
+preempted() {
+    if ask_slurm show job -o "$job"; then
+        [[ $told =~ PreemptTime=[0-9] ]]
+    else
+        # No answer is not a no. Who was told to end meanwhile need not know.
+        [ "$asked" = TERM ] || failed "stopped (exit code $code), and scontrol cannot say why"
+        return 1
+    fi
+}
+
+queue_again() {
+    if ask_slurm requeue "$job"; then
+        say "queued again, $((${SLURM_RESTART_COUNT:-0} + 1)) of $max_requeues times"
+    elif [ "$asked" != TERM ]; then
+        failed "out of time or preempted, and scontrol requeue fails: submit it again"
+    fi
+}
 
 failed() {  # result.json says so, where the agents could not
     say "$1"
@@ -44,7 +72,7 @@ failed() {  # result.json says so, where the agents could not
     exit 1
 }
 
-asked='' running='' restarts=0
+asked='' running='' told='' restarts=0
 trap 'asked=${asked:-USR1}; say "time is nearly up: saving"; [ -z "$running" ] || stop_agents' USR1
 trap 'asked=TERM; say "told to end by Slurm: saving"' TERM
 
@@ -55,7 +83,7 @@ while [ -z "$asked" ]; do
     running=''
     # Killed from outside: start again. Everything else the agents have decided.
     if [ "$code" -le 128 ] || [ "$code" -eq 130 ] || [ "$code" -eq 143 ]; then break; fi
-    if [ -n "$asked" ] || preempted; then break; fi
+    if [ -n "$asked" ] || preempted || [ -n "$asked" ]; then break; fi
     if [ "$restarts" -ge "$max_restarts" ]; then
         failed "an agent was killed (exit code $code): launcher.max_restarts=$max_restarts"
     fi
@@ -70,8 +98,7 @@ if [ "$code" -gt 128 ] && [ "$code" -ne 130 ] && [ "$asked" != TERM ]; then
         if [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_requeues" ]; then
             failed "out of time or preempted, not queued again: launcher.max_requeues=$max_requeues"
         fi
-        say "queued again, $((${SLURM_RESTART_COUNT:-0} + 1)) of $max_requeues times"
-        scontrol requeue "$job"
+        queue_again
     fi
 fi
 exit "$code"

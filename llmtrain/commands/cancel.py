@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,9 @@ from llmtrain.commands.submit import read_status
 from llmtrain.commands.task import check_run
 from llmtrain.config.paths import CONFIG
 from llmtrain.config.store import load_run_config
-from llmtrain.errors import EXIT_BUG, EXIT_OK
+from llmtrain.errors import EXIT_BUG, EXIT_OK, ConfigError
 from llmtrain.launch import slurm
-from llmtrain.launch.claim import holder
+from llmtrain.launch.claim import Holder, holder
 from llmtrain.panel import show_error, show_note
 
 AFTER_GRACE_S = 60.0
@@ -27,7 +28,8 @@ def run_cancel(options: Options) -> int:
     """End the run that is named and wait for it; return the exit code.
 
     Raises:
-        ConfigError: when there is no such run, or Slurm refuses.
+        ConfigError: when there is no such run, its process cannot be told from here, or Slurm
+            refuses or cannot be asked.
     """
     [name] = options.folders
     folder = Path(name).expanduser()
@@ -40,10 +42,11 @@ def run_cancel(options: Options) -> int:
     if job is not None and slurm.ask(job.job_id).is_active:
         slurm.cancel(job.job_id)
         what = f"Slurm job {job.job_id}"
-        ended = _wait(lambda: not slurm.ask(job.job_id).is_active, wait_s)
+        watch = slurm.Watch()
+        ended = _wait(lambda: not watch.ask(job.job_id).is_active, wait_s)
     elif (process := holder(folder)) is not None:
-        os.kill(process, signal.SIGTERM)
-        what = f"process {process}"
+        _tell(folder, process)
+        what = str(process)
         ended = _wait(lambda: holder(folder) is None, wait_s)
     else:
         show_note(f"{name} is not running: {read_status(folder) or 'it has not been started'}")
@@ -55,6 +58,32 @@ def run_cancel(options: Options) -> int:
     after = f": {status}. {goes_on(folder)}" if (folder / CONFIG).is_file() else ""
     show_note(f"{what} has ended{after}")
     return EXIT_OK
+
+
+def _tell(folder: Path, process: Holder) -> None:
+    """Tell the process that trains in a folder to end.
+
+    Raises:
+        ConfigError: when that cannot be done from here, or by this user.
+    """
+    there = f"{folder} is in use by {process}"
+    if not process.is_here:
+        raise ConfigError(
+            f"{there}, and this is {socket.gethostname()}. Run there: "
+            f"llmtrain cancel {folder.absolute()}"
+        )
+    try:
+        os.kill(process.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        if holder(folder) == process:  # it has not ended just now
+            raise ConfigError(
+                f"{there}, which cannot be seen from here: it runs in another container of this "
+                "machine. Run llmtrain cancel in that one."
+            ) from None
+    except PermissionError:
+        raise ConfigError(
+            f"{there}, which belongs to another user. Only they, or root, can end it."
+        ) from None
 
 
 def _wait(has_ended: Callable[[], bool], wait_s: float) -> bool:

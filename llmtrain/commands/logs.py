@@ -63,7 +63,8 @@ def run_logs(options: Options) -> int:
     """Print the logs of a run; return the exit code.
 
     Raises:
-        ConfigError: when there is no such run, or it has no such rank.
+        ConfigError: when there is no such run, it has no such rank, or Slurm has not answered for
+            long.
     """
     with composer("logs") as hydra:
         rank = hydra.compose(options.overrides).config
@@ -80,11 +81,11 @@ def run_logs(options: Options) -> int:
             )
         return EXIT_OK
     asked = time.monotonic() - ASK_S
-    is_active = True
+    is_active, watch = True, slurm.Watch()
     try:
         while is_active:
             if time.monotonic() - asked >= ASK_S:
-                is_active, asked = is_running(run_dir), time.monotonic()
+                is_active, asked = is_running(run_dir, watch), time.monotonic()
             tail()
             time.sleep(LOOK_S if is_active else 0)
     except KeyboardInterrupt:
@@ -103,12 +104,12 @@ def files(run_dir: Path, rank: int) -> Iterator[Path]:
     yield log_path(run_dir, rank)
 
 
-def is_running(run_dir: Path) -> bool:
-    """Whether a run trains on this machine, or waits or runs under Slurm."""
+def is_running(run_dir: Path, watch: slurm.Watch) -> bool:
+    """Whether a run trains outside Slurm, or waits or runs under it."""
     if holder(run_dir) is not None:
         return True
     job = slurm.find(run_dir)
-    return job is not None and slurm.ask(job.job_id).is_active
+    return job is not None and watch.ask(job.job_id).is_active
 
 
 def _ranks(run_dir: Path) -> str:

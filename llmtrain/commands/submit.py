@@ -95,11 +95,15 @@ def submit(run: RunConfig, plan: Plan, overrides: Sequence[str]) -> int:
 
 
 def wait(run_dir: Path, submitted: slurm.Submitted, poll_s: float) -> int:
-    """Wait for a run's job to end, telling its states; return the exit code of the run."""
-    told, unknown = "", 0
+    """Wait for a run's job to end, telling its states; return the exit code of the run.
+
+    Raises:
+        ConfigError: when Slurm has not answered for long; the job goes on.
+    """
+    told, unknown, watch = "", 0, slurm.Watch()
     try:
         while unknown < 3:
-            job = slurm.ask(submitted.job_id)
+            job = watch.ask(submitted.job_id)
             unknown = unknown + 1 if job.state == "UNKNOWN" else 0
             what = f"{job.state}{f' ({job.reason})' if job.reason else ''}"
             what += f", queued again {job.requeues} times" if job.requeues else ""

@@ -57,10 +57,10 @@ def wait_for_array(folder: Path, numbers: Sequence[int], poll_s: float) -> int:
     0: all completed; 1: some did not; 130: Ctrl-C, which leaves the array alone.
     """
     jobs = {number: slurm.find(folder / str(number)) for number in numbers}
-    left, told = dict(jobs), ""
+    left, told, watch = dict(jobs), "", slurm.Watch()
     try:
         while left:
-            states = {n: slurm.ask(job.job_id) for n, job in left.items() if job is not None}
+            states = {n: watch.ask(job.job_id) for n, job in left.items() if job is not None}
             left = {n: left[n] for n, state in states.items() if state.is_active}
             counts = collections.Counter(states[n].state.lower() for n in left)
             ended = {"ended": len(jobs) - len(left)} if len(left) < len(jobs) else {}

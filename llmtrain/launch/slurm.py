@@ -6,6 +6,7 @@ RUN_DIR/code/llmtrain/    the code as submitted     RUN_DIR/logs/slurm-*.out  wh
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -25,6 +26,13 @@ CODE = "code"
 
 CALL_S = 120.0
 """How long a command of Slurm's may take: a controller that is gone is else waited for."""
+
+PATIENCE_S = 300.0
+"""How long a command that waits for jobs goes without an answer: a backup controller takes over
+after SlurmctldTimeout, two minutes where nothing else is set."""
+
+FORGOTTEN = re.compile(r"Invalid job id|Job \S+ not found")
+"""How scontrol says that there is no such job, or no such task in its array (exit code 1)."""
 
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
@@ -51,7 +59,7 @@ class JobState:
     """What Slurm says of a job."""
 
     state: str
-    """PENDING, RUNNING, COMPLETED ...; UNKNOWN: Slurm has forgotten it, or cannot be asked."""
+    """PENDING, RUNNING, COMPLETED ...; UNKNOWN: Slurm has forgotten it."""
     reason: str = ""
     """Why it waits."""
     requeues: int = 0
@@ -125,16 +133,46 @@ def check_commands() -> None:
 
 
 def ask(job_id: str) -> JobState:
-    """Return what Slurm says of a job now."""
-    try:
-        done = _call(["scontrol", "show", "job", "--oneliner", job_id])
-    except ConfigError:
+    """Return what Slurm says of a job now.
+
+    Raises:
+        ConfigError: in scontrol's words, where it cannot tell: that is not the job's end.
+    """
+    done = _call(["scontrol", "show", "job", "--oneliner", job_id])
+    states = [_state(line) for line in done.stdout.splitlines() if "JobState=" in line]
+    if done.returncode == 0 and states:
+        # An array has a line for each task.
+        return next((state for state in states if state.is_active), states[0])
+    if FORGOTTEN.search(_words(done)):
         return JobState("UNKNOWN")
-    states = [_state(line) for line in done.stdout.splitlines() if line.strip()]
-    if done.returncode != 0 or not states:
-        return JobState("UNKNOWN")
-    # An array has a line for each task.
-    return next((state for state in states if state.is_active), states[0])
+    raise ConfigError(
+        f"scontrol show job {job_id} (exit code {done.returncode}): {_words(done) or 'no answer'}. "
+        "Whether the job runs cannot be told; try again when `scontrol ping` finds a controller."
+    )
+
+
+class Watch:
+    """Asks after jobs again and again; a controller that fails over answers none for a while."""
+
+    def __init__(self) -> None:
+        """Set up."""
+        self._known: dict[str, JobState] = {}
+        self._answered = time.monotonic()
+
+    def ask(self, job_id: str) -> JobState:
+        """Return what Slurm says of a job, or said last; of one not asked after yet: PENDING.
+
+        Raises:
+            ConfigError: in scontrol's words, where there was no answer for `PATIENCE_S`.
+        """
+        try:
+            self._known[job_id] = ask(job_id)
+        except ConfigError:
+            if time.monotonic() - self._answered > PATIENCE_S:
+                raise
+        else:
+            self._answered = time.monotonic()
+        return self._known.get(job_id, JobState("PENDING"))
 
 
 def _state(line: str) -> JobState:
@@ -182,12 +220,19 @@ def refuse_active(run_dir: Path) -> None:
     """Refuse to start in a run directory whose job waits or runs.
 
     Raises:
-        ConfigError: names the job.
+        ConfigError: names the job; or Slurm cannot be asked.
     """
     submitted = find(run_dir)
     if submitted is None or os.environ.get("SLURM_JOB_ID") == submitted.job_id:
         return
-    state = ask(submitted.job_id)
+    try:
+        state = ask(submitted.job_id)
+    except ConfigError as error:
+        raise ConfigError(
+            f"run_dir={run_dir} may be in use: it was submitted as Slurm job {submitted.job_id}.\n"
+            f"{error}\nIf you know that it has ended: rm {run_dir / JOB}. Or name another folder "
+            "with run_dir=DIR."
+        ) from None
     if state.is_active:
         raise ConfigError(
             f"run_dir={run_dir} is in use: Slurm job {submitted.job_id} of it is {state.state}. "

@@ -44,6 +44,14 @@ OF_A_JOB = ("SLURM_", "PMI_", "PMIX_", "LLMTRAIN_PARENT_PID")
 """Variables of the job or step that a submission may happen in; its own job must not have them."""
 
 
+LOST = re.compile(r"timed out|Zero Bytes were transmitted")
+"""How a command of Slurm's says that it has asked, and an answer was not heard."""
+
+
+class NoAnswerError(ConfigError):
+    """Slurm was asked, and may have done it, but has not said so."""
+
+
 @dataclass(frozen=True)
 class Submitted:
     """A run's, or a sweep's, job as it was submitted."""
@@ -107,9 +115,18 @@ def submit(script: Path) -> str:
     """Submit a batch script; return the job's id.
 
     Raises:
+        NoAnswerError: the job may have been accepted.
         ConfigError: sbatch is not there, or refuses, in its words.
     """
-    done = _call(["sbatch", "--parsable", str(script)])
+    try:
+        done = _call(["sbatch", "--parsable", str(script)])
+        if done.returncode != 0 and LOST.search(_words(done)):
+            raise NoAnswerError(f"sbatch: {_words(done)}")
+    except NoAnswerError as error:
+        raise NoAnswerError(
+            f"{error}\nThe job may be queued all the same, so its folder stays. Look for it before "
+            f"you submit again, by its script {script}: squeue --me --format='%i %T %o'"
+        ) from None
     if done.returncode != 0:
         raise ConfigError(
             f"sbatch refuses the job (exit code {done.returncode}): {_words(done)}\n"
@@ -250,7 +267,7 @@ def _call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     except FileNotFoundError:
         raise ConfigError(f"There is no `{command[0]}` on the PATH.") from None
     except subprocess.TimeoutExpired:
-        raise ConfigError(
+        raise NoAnswerError(
             f"`{' '.join(command)}` has not answered in {CALL_S:.0f} s: Slurm's controller cannot "
             "be reached (try `scontrol ping`)."
         ) from None

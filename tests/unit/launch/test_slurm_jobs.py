@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 
 from llmtrain.cli import run
+from llmtrain.commands import submit
 from llmtrain.commands.logs import is_running
-from llmtrain.commands.submit import wait
 from llmtrain.config import store
+from llmtrain.config.plan import make_plan
+from llmtrain.config.schema import RunConfig
 from llmtrain.errors import ConfigError
 from llmtrain.launch import slurm
 from llmtrain.launch.claim import LAUNCHER, claimed, holder
-from tests.support.runs import TINY, compose_run
+from tests.support.runs import SYNTHETIC, TINY, compose_run
 
 GONE = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
 
@@ -116,7 +118,7 @@ def test_who_waits_outlasts_a_failover(
     controller.shows("RUNNING", "", "", "", "", "COMPLETED")
     job = slurm.find(run_dir)
     assert job is not None
-    wait(run_dir, job, 0.01)
+    submit.wait(run_dir, job, 0.01)
     assert len(controller.calls("scontrol")) == 6
     controller.shows("", "RUNNING", "", "COMPLETED")
     watch = slurm.Watch()
@@ -124,7 +126,60 @@ def test_who_waits_outlasts_a_failover(
     monkeypatch.setattr(slurm, "PATIENCE_S", 0.05)
     controller.shows("RUNNING", "")
     with pytest.raises(ConfigError, match="Unable to contact"):
-        wait(run_dir, job, 0.01)
+        submit.wait(run_dir, job, 0.01)
+
+
+# What becomes of the folder of a submission.
+
+
+def submit_run(run_dir: Path) -> int:
+    run = compose_run(*TINY, *SYNTHETIC, "launcher=slurm", f"run_dir={run_dir}")
+    return submit.submit(run, make_plan(run, gpus=0), [])
+
+
+def test_a_refused_submission_leaves_only_what_was_there(
+    controller: Controller, tmp_path: Path
+) -> None:
+    controller.answers("sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
+    new, old = tmp_path / "deep" / "new", tmp_path / "old"
+    old.mkdir()
+    for folder in (new, old):
+        with pytest.raises(ConfigError, match="invalid partition"):
+            submit_run(folder)
+    assert not new.exists() and old.is_dir()
+
+
+def test_the_folder_of_a_job_that_may_be_queued_stays(
+    controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    controller.answers("sbatch", f"echo '{lost}' >&2; exit 1")
+    with pytest.raises(ConfigError, match=r"Socket timed out(?s:.*)squeue"):
+        submit_run(tmp_path / "one")
+    controller.answers("sbatch", "exec sleep 30")
+    monkeypatch.setattr(slurm, "CALL_S", 0.2)
+    with pytest.raises(ConfigError, match=r"not answered(?s:.*)squeue"):
+        submit_run(tmp_path / "two")
+    assert all((tmp_path / name / "slurm" / "job.sh").is_file() for name in ("one", "two"))
+
+
+def test_of_two_submissions_at_once_one_is_refused_and_harms_nothing(
+    controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller.answers("sbatch", "echo 7")
+    controller.shows("PENDING")
+    folder, make = tmp_path / "run", submit.run_folder
+
+    def overtaken(run: RunConfig) -> Path:  # the other submits after this one has found it new
+        monkeypatch.setattr(submit, "run_folder", make)
+        assert submit_run(folder) == 0
+        return make(run)
+
+    monkeypatch.setattr(submit, "run_folder", overtaken)
+    with pytest.raises(ConfigError, match="Slurm job 7 of it is PENDING"):
+        submit_run(folder)
+    assert slurm.find(folder) is not None and (folder / "config.yaml").is_file()
+    assert len(controller.calls("sbatch")) == 1
 
 
 # Who holds a run directory.
@@ -133,7 +188,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from llmtrain.launch.claim import claimed
-from tests.support.runs import TINY, compose_run
+from tests.support.runs import SYNTHETIC, TINY, compose_run
 with claimed(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -16,6 +16,7 @@ from llmtrain.config.store import load_run_config
 from llmtrain.errors import EXIT_BUG, EXIT_OK, ConfigError
 from llmtrain.launch import slurm
 from llmtrain.launch.claim import Holder, holder
+from llmtrain.launch.slurm_script import RESEND_S
 from llmtrain.panel import show_error, show_note
 
 AFTER_GRACE_S = 60.0
@@ -36,14 +37,12 @@ def run_cancel(options: Options) -> int:
     job = slurm.find(folder)
     if job is None:
         check_run(name)
-    wait_s = AFTER_GRACE_S
-    if (folder / CONFIG).is_file():
-        wait_s += load_run_config(folder / CONFIG).checkpoint.grace_s
+    configs = [*folder.glob(CONFIG), *folder.glob(f"*/{CONFIG}")]  # of a sweep, those of its runs
+    graces = [load_run_config(path).checkpoint.grace_s for path in configs]
+    wait_s = AFTER_GRACE_S + max(graces, default=0.0)
     if job is not None and slurm.ask(job.job_id).is_active:
-        slurm.cancel(job.job_id)
         what = f"Slurm job {job.job_id}"
-        watch = slurm.Watch()
-        ended = _wait(lambda: not watch.ask(job.job_id).is_active, wait_s)
+        ended = _end_job(folder, job.job_id, wait_s)
     elif (process := holder(folder)) is not None:
         _tell(folder, process)
         what = str(process)
@@ -58,6 +57,23 @@ def run_cancel(options: Options) -> int:
     after = f": {status}. {goes_on(folder)}" if (folder / CONFIG).is_file() else ""
     show_note(f"{what} has ended{after}")
     return EXIT_OK
+
+
+def _end_job(folder: Path, job_id: str, wait_s: float) -> bool:
+    """End a job when it has saved, or when `wait_s` is over; return whether it has ended."""
+    watch = slurm.Watch()
+
+    def has_ended() -> bool:
+        return not watch.ask(job_id).is_active
+
+    slurm.cancel_saved(folder, job_id)
+    until = time.monotonic() + wait_s
+    while (left := until - time.monotonic()) > 0:
+        slurm.signal_agents(job_id)
+        if _wait(has_ended, min(left, RESEND_S)):
+            return True
+    slurm.cancel(job_id)
+    return _wait(has_ended, AFTER_GRACE_S)
 
 
 def _tell(folder: Path, process: Holder) -> None:

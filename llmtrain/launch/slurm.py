@@ -2,8 +2,10 @@
 
 RUN_DIR/slurm/job.sh      the batch script          RUN_DIR/slurm/job.json    its id
 RUN_DIR/code/llmtrain/    the code as submitted     RUN_DIR/logs/slurm-*.out  what jobs print
+RUN_DIR/slurm/cancelled   it is to end
 """
 
+import contextlib
 import json
 import os
 import re
@@ -23,6 +25,12 @@ JOB = f"{FOLDER}/job.json"
 ARRAY = f"{FOLDER}/array.sh"
 """The batch script of a sweep's job array."""
 CODE = "code"
+CANCELLED = f"{FOLDER}/cancelled"
+"""The id of the job that its script is to end, not to queue again, when its agents have saved."""
+
+SIGNAL_S = 10.0
+"""How long scancel may take to send a signal: under 22.05 it tries again for long, the signal sent,
+where a task of an array has just ended."""
 
 CALL_S = 120.0
 """How long a command of Slurm's may take: a controller that is gone is else waited for."""
@@ -206,21 +214,50 @@ def _state(line: str) -> JobState:
     )
 
 
-def cancel(job_id: str) -> None:
-    """Have Slurm end a job: its agents get SIGTERM, and save.
+def cancel(job_id: str, *options: str) -> None:
+    """Have Slurm end a job, in KillWait (30 s).
+
+    Args:
+        job_id: The job, the array, or its task.
+        options: Of scancel, that say what of it.
 
     Raises:
         ConfigError: in scancel's words.
     """
-    done = _call(["scancel", job_id])
+    done = _call(["scancel", *options, job_id])
     if done.returncode != 0:
         raise ConfigError(f"scancel {job_id}: {_words(done)}")
+
+
+def cancel_saved(folder: Path, job_id: str) -> None:
+    """End what waits of a job, and have what runs end when it has saved: ask `signal_agents` to.
+
+    Args:
+        folder: Of the run, or of the sweep whose array it is.
+        job_id: Its job.
+
+    Raises:
+        ConfigError: in scancel's words.
+    """
+    for path in [folder / JOB, *folder.glob(f"*/{JOB}")]:
+        run_dir = path.parents[1]
+        submitted = find(run_dir)
+        if submitted is not None and submitted.job_id in (job_id, f"{job_id}_{run_dir.name}"):
+            replace_text(run_dir / CANCELLED, f"{submitted.job_id}\n")
+    cancel(job_id, "--state=PENDING")
+
+
+def signal_agents(job_id: str) -> None:
+    """Send SIGTERM to a job's agents, which save; none may be there yet, so ask again."""
+    with contextlib.suppress(ConfigError):
+        _call(["scancel", "--signal=TERM", job_id], SIGNAL_S)
 
 
 def keep(folder: Path, job_id: str) -> Submitted:
     """Note the job of a run, or of a sweep, in its folder."""
     submitted = Submitted(job_id, time.time())
     (folder / FOLDER).mkdir(exist_ok=True)
+    (folder / CANCELLED).unlink(missing_ok=True)
     replace_text(folder / JOB, json.dumps(asdict(submitted), indent=2) + "\n")
     return submitted
 
@@ -258,18 +295,21 @@ def refuse_active(run_dir: Path) -> None:
         )
 
 
-def _call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _call(
+    command: Sequence[str], timeout_s: float | None = None
+) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(OF_A_JOB) or k == "SLURM_CONF"}
+    timeout_s = CALL_S if timeout_s is None else timeout_s
     try:
         return subprocess.run(
-            command, env=env, capture_output=True, text=True, timeout=CALL_S, check=False
+            command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except FileNotFoundError:
         raise ConfigError(f"There is no `{command[0]}` on the PATH.") from None
     except subprocess.TimeoutExpired:
         raise NoAnswerError(
-            f"`{' '.join(command)}` has not answered in {CALL_S:.0f} s: Slurm's controller cannot "
-            "be reached (try `scontrol ping`)."
+            f"`{' '.join(command)}` has not answered in {timeout_s:.0f} s: Slurm's controller "
+            "cannot be reached (try `scontrol ping`)."
         ) from None
 
 

@@ -10,6 +10,8 @@ What happened is told by what has been asked, not by exit codes alone (seen unde
   that ends by itself in that time would not be queued again by Slurm.
 - A preemption without one, and `scancel`, send TERM to the script too; the first is queued again by
   Slurm, the second is to end.
+- `scancel` leaves KillWait (30 s) for a save. `llmtrain cancel` signals the agents alone, which has
+  no such limit, and leaves a file in the run directory that tells the script not to requeue.
 - srun exits with 137 where a task was killed, whatever --kill-on-bad-exit makes of the others.
 
 The last task of an array has the array's own id, so tasks are named by ARRAY_TASK.
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.config.groups.slurm import SlurmLauncherConfig
+from llmtrain.launch.slurm import CANCELLED
 
 FIRST_PORT, PORTS = 20000, 12000
 """Where ports of jobs are: below those that the kernel gives out by itself."""
@@ -67,11 +70,13 @@ stop_agents() {  # asked again until they have ended
     done &
 }
 
+told_to_end() { [ "$asked" = TERM ] || [ "$(cat "$cancelled" 2>/dev/null)" = "$job" ]; }
+
 ask_slurm() {  # puts what scontrol says into `told`; tried again, as a failover takes a while
     local try
     for ((try = 1; try <= max_tries; try++)); do
         if told=$(scontrol "$@"); then return 0; fi
-        if [ "$asked" = TERM ]; then return 1; fi
+        if told_to_end; then return 1; fi
         say "scontrol $1 has failed, $try of $max_tries times"
         [ "$try" -eq "$max_tries" ] || sleep "$pause_s"
     done
@@ -83,7 +88,7 @@ preempted() {
         [[ $told =~ PreemptTime=[0-9] ]]
     else
         # No answer is not a no. Who was told to end meanwhile need not know.
-        [ "$asked" = TERM ] || failed "stopped (exit code $code), and scontrol cannot say why"
+        told_to_end || failed "stopped (exit code $code), and scontrol cannot say why"
         return 1
     fi
 }
@@ -91,7 +96,7 @@ preempted() {
 queue_again() {
     if ask_slurm requeue "$job"; then
         say "queued again, $((${SLURM_RESTART_COUNT:-0} + 1)) of $max_requeues times"
-    elif [ "$asked" != TERM ]; then
+    elif ! told_to_end; then
         failed "out of time or preempted, and scontrol requeue fails: submit it again"
     fi
 }
@@ -108,12 +113,12 @@ trap 'asked=TERM; say "told to end by Slurm: saving"' TERM
 """
 
 LOOP = r"""
-while [ -z "$asked" ]; do
+while [ -z "$asked" ] && ! told_to_end; do
     agents && code=0 || code=$?
     running=''
     # Killed from outside: start again. Everything else the agents have decided.
     if [ "$code" -le 128 ] || [ "$code" -eq 130 ] || [ "$code" -eq 143 ]; then break; fi
-    if [ -n "$asked" ] || preempted || [ -n "$asked" ]; then break; fi
+    if [ -n "$asked" ] || told_to_end || preempted || told_to_end; then break; fi
     if [ "$restarts" -ge "$max_restarts" ]; then
         failed "an agent was killed (exit code $code): launcher.max_restarts=$max_restarts"
     fi
@@ -123,13 +128,19 @@ done
 code=${code:-143}
 say "agents ended with exit code $code"
 
-if [ "$code" -gt 128 ] && [ "$code" -ne 130 ] && [ "$asked" != TERM ]; then
+if [ "$code" -gt 128 ] && [ "$code" -ne 130 ] && ! told_to_end; then
     if [ "$asked" = USR1 ] || preempted; then
         if [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_requeues" ]; then
             failed "out of time or preempted, not queued again: launcher.max_requeues=$max_requeues"
         fi
         queue_again
     fi
+fi
+if [ "$code" -gt 128 ] && [ "$asked" != TERM ] && told_to_end; then
+    say "cancelled, and saved"
+    trap '' TERM
+    rm -f "$cancelled"
+    scancel "$job" || true  # for the job's state: CANCELLED
 fi
 exit "$code"
 """
@@ -173,6 +184,7 @@ def render(
     else:
         [task] = tasks.values()
         lines += ["job=$SLURM_JOB_ID", _task(task)]
+    lines.append(f'cancelled="$run_dir/{CANCELLED}"')
     lines += [*_commands(launcher), FUNCTIONS, *_environment(launcher, code), LOOP]
     return "\n".join(lines).replace("\n\n\n", "\n\n")
 

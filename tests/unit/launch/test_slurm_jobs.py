@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.cli import run
-from llmtrain.commands import submit
+from llmtrain.commands import cancel, submit
 from llmtrain.commands.logs import is_running
 from llmtrain.config import store
 from llmtrain.config.plan import make_plan
@@ -127,6 +127,45 @@ def test_who_waits_outlasts_a_failover(
     controller.shows("RUNNING", "")
     with pytest.raises(ConfigError, match="Unable to contact"):
         submit.wait(run_dir, job, 0.01)
+
+
+# How a job is ended.
+
+
+def test_cancel_lets_a_running_job_save(controller: Controller, run_dir: Path) -> None:
+    controller.shows("RUNNING", "RUNNING", "CANCELLED")
+    controller.answers("scancel", "")
+    assert run(["cancel", str(run_dir)]) == 0
+    assert controller.calls("scancel") == ["scancel --state=PENDING 7", "scancel --signal=TERM 7"]
+    assert (run_dir / slurm.CANCELLED).read_text() == "7\n"
+    slurm.keep(run_dir, "8")
+    assert not (run_dir / slurm.CANCELLED).exists()
+
+
+def test_cancel_ends_a_job_that_does_not_save_in_time(
+    controller: Controller, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancel, "AFTER_GRACE_S", 1.2)
+    monkeypatch.setattr(cancel, "RESEND_S", 0.5)
+    controller.shows("RUNNING")
+    controller.answers("scancel", "case $* in *TERM*) exit 1 ;; esac")
+    assert run(["cancel", str(run_dir)]) == 1
+    waiting, *asked, last = controller.calls("scancel")
+    assert (waiting, last) == ("scancel --state=PENDING 7", "scancel 7")
+    assert len(asked) >= 2 and set(asked) == {"scancel --signal=TERM 7"}
+
+
+def test_cancel_of_a_sweep_tells_every_run_of_its_array(
+    controller: Controller, run_dir: Path
+) -> None:
+    for number, job_id in enumerate(("7_0", "7_1", "6_2")):  # the last is of an earlier array
+        (run_dir / str(number)).mkdir()
+        slurm.keep(run_dir / str(number), job_id)
+    controller.shows("RUNNING", "CANCELLED")
+    controller.answers("scancel", "")
+    assert run(["cancel", str(run_dir)]) == 0
+    told = [run_dir / str(number) / slurm.CANCELLED for number in range(3)]
+    assert [path.read_text() for path in told[:2]] == ["7_0\n", "7_1\n"] and not told[2].exists()
 
 
 # What becomes of the folder of a submission.

@@ -371,6 +371,28 @@ def test_who_is_told_to_end_while_it_cannot_be_queued_again_ends(stage: Stage) -
     assert len(stage.calls()) == 1 and len(requeues(stage)) <= 2
 
 
+@pytest.mark.parametrize("code", [143, 137])
+def test_a_cancelled_run_ends_the_job_itself_once_it_has_saved(stage: Stage, code: int) -> None:
+    stage.told(codes=[code], job=PREEMPTED)
+    (stage.folder / "slurm").mkdir()
+    cancelled = stage.folder / "slurm" / "cancelled"
+    text = script(PLAIN, str(stage.folder))
+    begin(stage, text)
+    cancelled.write_text("77\n")
+    (stage.folder / "stopped").touch()
+    assert stage.end() == code
+    assert stage.calls("scancel") == [["77"]] and requeues(stage) == []
+    assert len(stage.calls()) == 1 and not cancelled.exists()
+
+
+def test_what_an_earlier_job_was_told_does_not_count(stage: Stage) -> None:
+    stage.told(codes=[143], job=PREEMPTED)
+    (stage.folder / "slurm").mkdir()
+    (stage.folder / "slurm" / "cancelled").write_text("76\n")
+    assert stage.run(script(PLAIN, str(stage.folder))) == 143
+    assert stage.calls("scancel") == [] and requeues(stage) == [["requeue", "77"]]
+
+
 def test_requeues_are_bounded(stage: Stage) -> None:
     stage.told(codes=[143])
     begin(stage, SLURM_RESTART_COUNT="3").send_signal(signal.SIGUSR1)

@@ -28,6 +28,7 @@ case $SLURM_ARRAY_TASK_ID in
 1) run_dir=/s/1 arguments=(--nproc-per-node 8) ;;
 2) run_dir=/s/2 arguments=(--nproc-per-node 8) ;;
 esac
+cancelled="$run_dir/slurm/cancelled"
 step=(--ntasks-per-node=1 --kill-on-bad-exit=1 --cpus-per-task=96 '--container-image=nvcr.io#nvidia/pytorch:25.01-py3' --container-mounts=/data:/data,/home --cpu-bind=none)
 agent=(/usr/bin/python3 -P -m llmtrain.agent "$run_dir" "${arguments[@]}")
 outcome=(/usr/bin/python3 -P -m llmtrain.launch.outcome "$run_dir")
@@ -53,11 +54,13 @@ stop_agents() {  # asked again until they have ended
     done &
 }
 
+told_to_end() { [ "$asked" = TERM ] || [ "$(cat "$cancelled" 2>/dev/null)" = "$job" ]; }
+
 ask_slurm() {  # puts what scontrol says into `told`; tried again, as a failover takes a while
     local try
     for ((try = 1; try <= max_tries; try++)); do
         if told=$(scontrol "$@"); then return 0; fi
-        if [ "$asked" = TERM ]; then return 1; fi
+        if told_to_end; then return 1; fi
         say "scontrol $1 has failed, $try of $max_tries times"
         [ "$try" -eq "$max_tries" ] || sleep "$pause_s"
     done
@@ -69,7 +72,7 @@ preempted() {
         [[ $told =~ PreemptTime=[0-9] ]]
     else
         # No answer is not a no. Who was told to end meanwhile need not know.
-        [ "$asked" = TERM ] || failed "stopped (exit code $code), and scontrol cannot say why"
+        told_to_end || failed "stopped (exit code $code), and scontrol cannot say why"
         return 1
     fi
 }
@@ -77,7 +80,7 @@ preempted() {
 queue_again() {
     if ask_slurm requeue "$job"; then
         say "queued again, $((${SLURM_RESTART_COUNT:-0} + 1)) of $max_requeues times"
-    elif [ "$asked" != TERM ]; then
+    elif ! told_to_end; then
         failed "out of time or preempted, and scontrol requeue fails: submit it again"
     fi
 }
@@ -98,12 +101,12 @@ ulimit -l unlimited
 export HF_HOME="$SCRATCH/hf"
 export PYTHONPATH=/s/0/code${PYTHONPATH:+:$PYTHONPATH}
 
-while [ -z "$asked" ]; do
+while [ -z "$asked" ] && ! told_to_end; do
     agents && code=0 || code=$?
     running=''
     # Killed from outside: start again. Everything else the agents have decided.
     if [ "$code" -le 128 ] || [ "$code" -eq 130 ] || [ "$code" -eq 143 ]; then break; fi
-    if [ -n "$asked" ] || preempted || [ -n "$asked" ]; then break; fi
+    if [ -n "$asked" ] || told_to_end || preempted || told_to_end; then break; fi
     if [ "$restarts" -ge "$max_restarts" ]; then
         failed "an agent was killed (exit code $code): launcher.max_restarts=$max_restarts"
     fi
@@ -113,12 +116,18 @@ done
 code=${code:-143}
 say "agents ended with exit code $code"
 
-if [ "$code" -gt 128 ] && [ "$code" -ne 130 ] && [ "$asked" != TERM ]; then
+if [ "$code" -gt 128 ] && [ "$code" -ne 130 ] && ! told_to_end; then
     if [ "$asked" = USR1 ] || preempted; then
         if [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_requeues" ]; then
             failed "out of time or preempted, not queued again: launcher.max_requeues=$max_requeues"
         fi
         queue_again
     fi
+fi
+if [ "$code" -gt 128 ] && [ "$asked" != TERM ] && told_to_end; then
+    say "cancelled, and saved"
+    trap '' TERM
+    rm -f "$cancelled"
+    scancel "$job" || true  # for the job's state: CANCELLED
 fi
 exit "$code"

@@ -12,7 +12,7 @@ import tempfile
 import time
 
 from llmtrain.commands.compose import composer
-from llmtrain.commands.sweep_jobs import freeze_sweep
+from llmtrain.commands.sweep_jobs import freeze_job, make_folder, read_sweep
 from llmtrain.launch.shares import share_machine
 
 
@@ -29,7 +29,11 @@ def main() -> None:
         os.chdir(folder)
         began, cpu = time.perf_counter(), time.process_time()
         with composer("train") as hydra:
-            sweep = freeze_sweep(hydra, words, share_machine(1))
+            sweep, shares = read_sweep(hydra, words), share_machine(1)
+            make_folder(sweep)
+            for job in sweep.jobs:
+                freeze_job(hydra, sweep, job, shares)
+            sweep.save()
         wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
         os.chdir("/")
     refused = [job.error for job in sweep.jobs if job.status != "not started"]

@@ -10,12 +10,14 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import (
     RunResult,
     WorkerGroup,
@@ -25,12 +27,12 @@ from torch.distributed.elastic.agent.server.api import (
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler
-from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from llmtrain.config.paths import CONFIG, LOGS
 from llmtrain.config.store import load_run_config
 from llmtrain.distributed.env import ROUND_ENV
-from llmtrain.distributed.hosts import Meeting
+from llmtrain.distributed.hosts import LEAVE_S, Meeting
 from llmtrain.distributed.loopback import HOST, LoopbackRendezvous
 from llmtrain.distributed.node import Node, interface_towards
 from llmtrain.errors import EXIT_BUG, EXIT_OK
@@ -51,6 +53,7 @@ from llmtrain.launch.failure import (
 )
 from llmtrain.launch.kills import Kills
 from llmtrain.launch.process import as_sent, is_ready
+from llmtrain.launch.warden import AFTER_LIMIT_S, Warden, end_children
 from llmtrain.panel import show_note
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,9 @@ AFTER_GRACE_S = 10
 """How long after the end of checkpoint.grace_s workers that have not ended by then are killed."""
 
 MONITOR_INTERVAL_S = 0.1
+
+HANG_S = 600.0
+"""How long the first host may be out of reach where train.hang_timeout_s sets no limit."""
 
 
 class Logs(LogsSpecs):
@@ -100,6 +106,8 @@ class Agent(LocalElasticAgent):
         super().__init__(spec, Logs(run_dir), shutdown_timeout=timeout_s)
         self._run_dir, self._meeting = run_dir, meeting
         self._is_meeting = False
+        self.is_ending = False
+        """Whether a signal is being acted on."""
         self._attempts = Attempts(
             run_dir, spec.max_restarts, host=None if meeting is None else meeting.host
         )
@@ -113,12 +121,18 @@ class Agent(LocalElasticAgent):
         self.got = self.got or as_sent(signum)
         if self._is_meeting:
             # Other hosts may be waited for, for minutes, and no worker has begun.
+            self.is_ending = True
             raise SignalException(f"got {self.got.name}", sigval=self.got)
 
     @property
     def hosts(self) -> int:
         """How many hosts take part; 1 before they have met."""
         return self._worker_group.group_world_size or 1
+
+    @property
+    def has_met(self) -> bool:
+        """Whether all hosts have come together once."""
+        return self._worker_group.store is not None
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         if self._meeting is None:
@@ -141,12 +155,24 @@ class Agent(LocalElasticAgent):
         if self.got is not None:
             workers = [int(worker.id) for worker in worker_group.workers]
             sent = self.got if all(map(is_ready, workers)) else signal.SIGTERM
+            self.is_ending = True
             # Caught by torch, which sends it to all workers and waits for them.
             raise SignalException(f"got {self.got.name}", sigval=sent)
         result = super()._monitor_workers(worker_group)
+        if result.is_failed() and self._is_asked_to_meet(result):
+            return RunResult(state=WorkerState.HEALTHY)
         if result.is_failed() and not self._attempts.again(self.failures(result)):
             self._remaining_restarts = 0
         return result
+
+    def _is_asked_to_meet(self, result: RunResult) -> bool:
+        """Whether workers ended for hosts that wait to come in: another agent saw them first.
+
+        It had its ranks stop, and all ranks stop together.
+        """
+        if self._meeting is None or not all(f.stopped for f in self.failures(result)):
+            return False
+        return self._meeting.handler.num_nodes_waiting() > 0
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         if self._meeting is None:
@@ -165,7 +191,26 @@ class Agent(LocalElasticAgent):
     def failures(self, result: RunResult) -> list[Failure]:
         """Return what is known of the ranks that have failed."""
         ended = {rank: (f.exitcode, float(f.timestamp)) for rank, f in result.failures.items()}
-        return read_failures(self._run_dir, ended)
+        return read_failures(self._run_dir, ended, since=self.since)
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers' processes."""
+        return [int(worker.id) for worker in self._worker_group.workers if worker.id is not None]
+
+    def stop_at_once(self, signum: signal.Signals) -> NoReturn:
+        """End as a signal asks, in the warden's thread: the main thread hears nothing."""
+        end_children(self.pids, signum, self._shutdown_timeout)
+        code = 128 + int(signum)
+        complete_result(self._run_dir, stop_status(code), None, since=self.since)
+        os._exit(code)
+
+    def lose_first_host(self) -> NoReturn:
+        """End because the first host is gone, in the warden's thread."""
+        end_children(self.pids, signal.SIGKILL, 0.0)
+        assert self._meeting is not None
+        lost = self._meeting.node.endpoint
+        os._exit(report_host(self._run_dir, [], since=self.since, lost=lost))
 
 
 def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., Any]], None]) -> int:
@@ -227,6 +272,25 @@ def run_hosts(
     spec = _spec(run_dir, processes, meeting.handler, run.launcher.max_restarts, meeting.host)
     agent = Agent(spec, run_dir, run.checkpoint.grace_s, meeting)
     handle(agent.on_signal)
+    Warden(
+        None if meeting.leads else (node.host, node.port),
+        (run.train.hang_timeout_s or HANG_S) + AFTER_LIMIT_S,
+        is_heard=lambda: agent.is_ending, stop=agent.stop_at_once, lose=agent.lose_first_host,
+    ).start()  # fmt: skip
+    code = _run(agent, meeting, run_dir)
+    if meeting.leads:
+        drop_empty_outputs(run_dir)
+    # In a thread: a first host that is gone answers nothing, and would be waited for.
+    leaving = threading.Thread(target=meeting.leave, args=(agent.hosts,), daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_S + AFTER_GRACE_S)
+    if leaving.is_alive():
+        os._exit(code)
+    return code
+
+
+def _run(agent: Agent, meeting: Meeting, run_dir: Path) -> int:
+    """Run the agent of one of several hosts to its end, and tell it; return the exit code."""
     result: RunResult | None = None
     try:
         result = agent.run()
@@ -237,16 +301,12 @@ def run_hosts(
         return report_host(run_dir, failures, since=agent.since, before=agent.before)
     except SignalException:
         ranks = [worker.global_rank for worker in agent.get_worker_group().workers]
-        return _after_signal(run_dir, ranks, agent)
-    except RendezvousTimeoutError:
-        return report_incomplete(run_dir, meeting.incomplete(), since=agent.since)
-    except RendezvousError as error:
+        return _after_signal(run_dir, ranks, agent, tells=0 in ranks or meeting.leads)
+    except (RendezvousError, DistError) as error:
         log.warning("the meeting broke up", exc_info=error)
-        return report_host(run_dir, [], since=agent.since, lost=node.endpoint)
-    finally:
-        meeting.leave(agent.hosts)
-        if meeting.leads:
-            drop_empty_outputs(run_dir)
+        if not agent.has_met:
+            return report_incomplete(run_dir, meeting.incomplete(), since=agent.since)
+        return report_host(run_dir, [], since=agent.since, lost=meeting.node.endpoint)
 
 
 def _spec(
@@ -266,18 +326,19 @@ def _spec(
     )
 
 
-def _after_signal(run_dir: Path, ranks: Iterable[int], agent: Agent) -> int:
-    """Return the exit code of workers that a signal has ended."""
+def _after_signal(run_dir: Path, ranks: Iterable[int], agent: Agent, *, tells: bool = True) -> int:
+    """Return the exit code of workers that a signal has ended; of several hosts one `tells`."""
     # Only a clean end is the signal's: a rank that could not save its checkpoint has failed.
     ended = {
         rank: (EXIT_BUG, time.time()) for rank in ranks if failure_path(run_dir, rank).is_file()
     }
     if ended:
         return report_failure(
-            run_dir, read_failures(run_dir, ended), since=agent.since, before=agent.before
-        )
+            run_dir, read_failures(run_dir, ended, since=agent.since), since=agent.since,
+            before=agent.before,
+        )  # fmt: skip
     code = 128 + int(agent.got or signal.SIGTERM)
-    if complete_result(run_dir, stop_status(code), None, since=agent.since):
+    if tells and complete_result(run_dir, stop_status(code), None, since=agent.since):
         show_note(before_training(stop_status(code)))
     return code
 

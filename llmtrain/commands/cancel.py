@@ -61,10 +61,11 @@ def run_cancel(options: Options) -> int:
 
 def _end_job(folder: Path, job_id: str, wait_s: float) -> bool:
     """End a job when it has saved, or when `wait_s` is over; return whether it has ended."""
-    watch = slurm.Watch()
+    watch = slurm.Watch(job_id)
 
     def has_ended() -> bool:
-        return not watch.ask(job_id).is_active
+        watch.look()
+        return watch.ended
 
     slurm.cancel_saved(folder, job_id)
     until = time.monotonic() + wait_s

@@ -81,7 +81,8 @@ def run_logs(options: Options) -> int:
             )
         return EXIT_OK
     asked = time.monotonic() - ASK_S
-    is_active, watch = True, slurm.Watch()
+    job = slurm.find(run_dir)
+    is_active, watch = True, None if job is None else slurm.Watch(job.job_id)
     try:
         while is_active:
             if time.monotonic() - asked >= ASK_S:
@@ -104,12 +105,22 @@ def files(run_dir: Path, rank: int) -> Iterator[Path]:
     yield log_path(run_dir, rank)
 
 
-def is_running(run_dir: Path, watch: slurm.Watch) -> bool:
-    """Whether a run trains outside Slurm, or waits or runs under it."""
+def is_running(run_dir: Path, watch: slurm.Watch | None) -> bool:
+    """Whether a run trains outside Slurm, or waits or runs under it.
+
+    Args:
+        run_dir: The run.
+        watch: Its job; null: it was not submitted.
+
+    Raises:
+        ConfigError: when Slurm has not answered for long.
+    """
     if holder(run_dir) is not None:
         return True
-    job = slurm.find(run_dir)
-    return job is not None and watch.ask(job.job_id).is_active
+    if watch is None:
+        return False
+    watch.look()
+    return not watch.ended
 
 
 def _ranks(run_dir: Path) -> str:

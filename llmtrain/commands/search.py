@@ -67,7 +67,7 @@ class Search:
         self._sweep = sweep
         self._words = words
         self._last_steps: dict[int, int] = {}
-        """The last step of each job whose value was reported."""
+        """The last step of each job whose value was reported; none until it is first looked at."""
         self._study = optuna.create_study(
             storage=_storage(folder) if folder else None, study_name=NAME, load_if_exists=True,
             pruner=_pruner(sweep),
@@ -93,14 +93,22 @@ class Search:
         self._study.sampler = self._sampler(number)
         return self._add_job(self._study.ask())
 
-    def report(self, number: int, step: int, value: float) -> bool:
-        """Take note of a value in the course of a run; return whether to give the run up."""
-        if step <= self._last_steps.get(number, -1):
-            return False  # it went on from a checkpoint, and does these steps again
-        self._last_steps[number] = step
+    def report(self, number: int, step: int, value: float) -> int | None:
+        """Take note of a value in the course of a run.
+
+        Returns:
+            The last step that is known, where the run is bad enough by then to be given up.
+        """
+        last = self._last_steps.get(number)
+        if last is not None and step <= last:
+            return None  # it went on from a checkpoint, and does these steps again
         trial = self._trial(number)
-        trial.report(value, step)
-        return step >= self._sweep.settings.warmup_steps and trial.should_prune()
+        if last is None:  # the study may know more, and the run may have been bad when all ended
+            last = max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=-1)
+        if step > last:
+            trial.report(value, step)
+        self._last_steps[number] = last = max(step, last)
+        return last if last >= self._sweep.settings.warmup_steps and trial.should_prune() else None
 
     def tell(self, job: Job) -> None:
         """Take note of how a job has ended, if it is done."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -83,8 +84,9 @@ def submit(run: RunConfig, plan: Plan, overrides: Sequence[str]) -> int:
     print(f"submitted Slurm job {submitted.job_id}", flush=True)
     if launcher_of(run).wait:
         return wait(run_dir, submitted, launcher_of(run).poll_s)
-    show_note(f"follow it: llmtrain logs {run_dir} -f\nall jobs:  llmtrain jobs\n"
-              f"end it:    llmtrain cancel {run_dir}")  # fmt: skip
+    shown = shlex.quote(str(run_dir))
+    show_note(f"follow it: llmtrain logs {shown} -f\nall jobs:  llmtrain jobs\n"
+              f"end it:    llmtrain cancel {shown}")  # fmt: skip
     return EXIT_OK
 
 
@@ -123,22 +125,21 @@ def wait(run_dir: Path, submitted: slurm.Submitted, poll_s: float) -> int:
     Raises:
         ConfigError: when Slurm has not answered for long; the job goes on.
     """
-    told, unknown, watch = "", 0, slurm.Watch()
+    told, watch = "", slurm.Watch(submitted.job_id)
     try:
-        while unknown < 3:
-            job = watch.ask(submitted.job_id)
-            unknown = unknown + 1 if job.state == "UNKNOWN" else 0
+        while True:
+            job = watch.look()
             what = f"{job.state}{f' ({job.reason})' if job.reason else ''}"
             what += f", queued again {job.requeues} times" if job.requeues else ""
             if what != told:
                 show_note(f"job {submitted.job_id}: {what}")
                 told = what
-            if not job.is_active and job.state != "UNKNOWN":
+            if watch.ended:
                 break
             time.sleep(poll_s)
     except KeyboardInterrupt:
         show_note(f"\njob {submitted.job_id} goes on without this command; to end it: "
-                  f"llmtrain cancel {run_dir}")  # fmt: skip
+                  f"llmtrain cancel {shlex.quote(str(run_dir))}")  # fmt: skip
         return EXIT_SIGINT
     status = read_status(run_dir, since=submitted.submitted)
     show_note(f"{run_dir}: {status or 'has ended without a word; see logs/slurm-*.out'}")

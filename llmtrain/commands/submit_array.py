@@ -8,6 +8,7 @@ sweeps/<experiment_name>/<date>_<time>-<id>/
 
 import collections
 import dataclasses
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -55,13 +56,17 @@ def wait_for_array(folder: Path, numbers: Sequence[int], poll_s: float) -> int:
     """Wait for all runs of an array, telling how many do what; return the exit code.
 
     0: all completed; 1: some did not; 130: Ctrl-C, which leaves the array alone.
+
+    Raises:
+        ConfigError: when Slurm has not answered for long; the array goes on.
     """
     jobs = {number: slurm.find(folder / str(number)) for number in numbers}
-    left, told, watch = dict(jobs), "", slurm.Watch()
+    left = {n: slurm.Watch(job.job_id) for n, job in jobs.items() if job is not None}
+    told = ""
     try:
         while left:
-            states = {n: watch.ask(job.job_id) for n, job in left.items() if job is not None}
-            left = {n: left[n] for n, state in states.items() if state.is_active}
+            states = {n: watch.look() for n, watch in left.items()}
+            left = {n: watch for n, watch in left.items() if not watch.ended}
             counts = collections.Counter(states[n].state.lower() for n in left)
             ended = {"ended": len(jobs) - len(left)} if len(left) < len(jobs) else {}
             now = ", ".join(f"{n} {what}" for what, n in (counts | ended).items())
@@ -71,18 +76,22 @@ def wait_for_array(folder: Path, numbers: Sequence[int], poll_s: float) -> int:
             if left:
                 time.sleep(poll_s)
     except KeyboardInterrupt:
-        show_note(f"\nthe array goes on without this command; to end it: llmtrain cancel {folder}")
+        show_note("\nthe array goes on without this command; to end it: "
+                  f"llmtrain cancel {shlex.quote(str(folder))}")  # fmt: skip
         return EXIT_SIGINT
     done = all(read_status(folder / str(number)) == "completed" for number in numbers)
     return EXIT_OK if done else EXIT_BUG
 
 
-def tell_array(folder: Path, submitted: slurm.Submitted, count: int) -> None:
+def tell_array(folder: Path, submitted: slurm.Submitted, numbers: Sequence[int]) -> None:
     """Print what was submitted, and how to look after it."""
     print(f"submitted Slurm job array {submitted.job_id}", flush=True)
+    shown, first = shlex.quote(str(folder)), shlex.quote(str(folder / str(numbers[0])))
+    resume = shlex.quote(f"sweep.resume={folder}")
     show_note(
-        f"{counted(count, 'job')} in {folder}\nstates:  llmtrain jobs {folder}\n"
-        f"follow:  llmtrain logs {folder}/0 -f\nend it:  llmtrain cancel {folder}"
+        f"{counted(len(numbers), 'job')} in {folder}\nstates:  llmtrain jobs {shown}\n"
+        f"follow:  llmtrain logs {first} -f\nend it:  llmtrain cancel {shown}\n"
+        f"results, and what is not done, when it has ended: llmtrain train -m {resume}"
     )
 
 

@@ -5,7 +5,10 @@ A job that fails, or that cannot even be composed, does not stop the others.
 
 import dataclasses
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llmtrain.commands.compose import Composer, composer
 from llmtrain.commands.options import Options
@@ -15,6 +18,7 @@ from llmtrain.commands.sweep_jobs import compose_job, make_folder, read_sweep, w
 from llmtrain.commands.sweep_run import SweepRun
 from llmtrain.commands.sweep_slurm import submit_sweep
 from llmtrain.commands.sweep_view import SweepView, count_jobs, ranked_table
+from llmtrain.config.paths import METRICS
 from llmtrain.config.store import to_yaml
 from llmtrain.config.sweep import DONE, SweepRecord, load_sweep, to_do
 from llmtrain.console import make_console, say
@@ -43,16 +47,17 @@ def run_sweep(options: Options) -> int:
             "A multirun starts its own processes: run it without torchrun, srun or mpirun."
         )
     resumed = options.chooses("sweep.resume")
-    sweep = _resumed(options) if resumed else None
+    sweep, told = _resumed(options) if resumed else (None, {})
     folders = options.config_dirs if sweep is None else [Path(d) for d in sweep.config_dirs]
     with composer("train", folders) as hydra:
         sweep = sweep or read_sweep(hydra, options.overrides)
+        _check_parallel(sweep)
         shares = share_machine(sweep.settings.parallel)
         if sweep.settings.searches:
             require_optuna(sweep.settings)
         if options.has("--cfg") or options.has("--dry-run"):
             return _answer(hydra, sweep, shares, yaml=options.has("--cfg"))
-        if sweep.device != "cpu":
+        if sweep.device != "cpu" and sweep.launcher != "slurm":
             shares.require_gpu()
         if not resumed:
             _preview(
@@ -64,15 +69,31 @@ def run_sweep(options: Options) -> int:
         with claimed(sweep.folder, "sweep.resume"):
             refuse_active(sweep.folder)
             if resumed:
+                _read_again(sweep, told)
                 _look_again(sweep)
             by_slurm = sweep.launcher == "slurm" and bool(to_do(sweep.jobs))
             code = (submit_sweep if by_slurm else _run)(hydra, sweep, shares)
     make_console().print(ranked_table(sweep))
     if code != EXIT_OK:
         # To be copied: on one line, however long.
-        go_on = f"{count_jobs(sweep)}. To go on: llmtrain train -m sweep.resume={sweep.folder}"
+        resume = shlex.join(["llmtrain", "train", "-m", f"sweep.resume={sweep.folder}"])
+        go_on = f"{count_jobs(sweep)}. To go on: {resume}"
         say(make_console(stderr=True), go_on, "dim")
     return code
+
+
+def _check_parallel(sweep: SweepRecord) -> None:
+    """Refuse to divide this machine among jobs that run on others.
+
+    Raises:
+        ConfigError: names the setting that is meant.
+    """
+    parallel = sweep.settings.parallel
+    require(
+        sweep.launcher != "slurm" or parallel == 1,
+        f"sweep.parallel={parallel} divides this machine, and with launcher=slurm the jobs run on "
+        f"others; for at most {parallel} at a time, set launcher.array_parallel={parallel}.",
+    )
 
 
 def _run(hydra: Composer, sweep: SweepRecord, shares: Shares) -> int:
@@ -116,8 +137,8 @@ def _answer(hydra: Composer, sweep: SweepRecord, shares: Shares, *, yaml: bool) 
     return EXIT_OK
 
 
-def _resumed(options: Options) -> SweepRecord:
-    """Return the sweep that `sweep.resume` names, with what is told anew; its folder is entered.
+def _resumed(options: Options) -> tuple[SweepRecord, dict[str, Any]]:
+    """Return the sweep that `sweep.resume` names, and what is told anew; its folder is entered.
 
     Raises:
         ConfigError: when it cannot be read, or something else is asked for besides.
@@ -136,10 +157,8 @@ def _resumed(options: Options) -> SweepRecord:
         f"{' '.join(others)}: sweep.resume={folder} goes on with what it was begun with; only "
         f"{' and '.join(CHANGEABLE)} may change. Leave it out, or begin another sweep.",
     )
-    names = [key.partition(".")[2] for key in given]
-    sweep.settings = dataclasses.replace(
-        sweep.settings, **{name: getattr(told, name) for name in names}
-    )
+    anew_told = {name: getattr(told, name) for name in (key.partition(".")[2] for key in given)}
+    sweep.settings = dataclasses.replace(sweep.settings, **anew_told)
     try:
         os.chdir(sweep.cwd)
     except OSError as error:
@@ -147,7 +166,15 @@ def _resumed(options: Options) -> SweepRecord:
             f"sweep.resume={folder} was begun in {sweep.cwd}, where its relative paths start, and "
             f"that cannot be entered ({error.strerror}); make it again."
         ) from None
-    return sweep
+    return sweep, anew_told
+
+
+def _read_again(sweep: SweepRecord, told: Mapping[str, Any]) -> None:
+    """Read the record of a sweep that is claimed: until then, another may have gone on with it."""
+    now = load_sweep(sweep.folder)
+    # The machine is divided already.
+    kept = {"parallel": sweep.settings.parallel, **told}
+    sweep.jobs, sweep.settings = now.jobs, dataclasses.replace(now.settings, **kept)
 
 
 def _look_again(sweep: SweepRecord) -> None:
@@ -155,8 +182,9 @@ def _look_again(sweep: SweepRecord) -> None:
     for job in sweep.jobs:
         if job.status in (*DONE, "refused"):
             continue
-        if job.status == "running":  # the sweep died, and its jobs with it
-            job.status = "stopped"
+        if job.status in ("running", "submitted"):  # it has ended, without a word perhaps
+            began = job.status == "running" or (sweep.run_dir(job) / METRICS).is_file()
+            job.status = "stopped" if began else "not started"
         sweep.collect(job)
     sweep.save()
     show_note(f"going on with {sweep.folder}: {count_jobs(sweep)}")

@@ -21,7 +21,7 @@ from llmtrain.commands.submit import in_time
 from llmtrain.commands.train import plan_run
 from llmtrain.config.groups.slurm import SlurmLauncherConfig
 from llmtrain.config.groups.sweep import METRICS
-from llmtrain.config.paths import default_sweep_dir, make_run_dir
+from llmtrain.config.paths import CONFIG, default_sweep_dir, make_run_dir
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.sweep import Job, SweepRecord
@@ -29,6 +29,9 @@ from llmtrain.errors import UserError, require
 from llmtrain.launch.shares import Shares
 
 SETTINGS = "sweep."
+
+LAUNCHERS = ("local", "slurm")
+"""What can start the jobs of a sweep."""
 
 
 def read_sweep(hydra: Composer, overrides: Sequence[str]) -> SweepRecord:
@@ -72,6 +75,7 @@ def read_sweep(hydra: Composer, overrides: Sequence[str]) -> SweepRecord:
         "launcher" not in swept,
         "launcher: a sweep has one; make a sweep of each.",
     )
+    _check_launcher(base.launcher)
     require(
         base.launcher != "slurm" or not base.settings.searches,
         f"sweep.sampler={base.settings.sampler} waits for results before it goes on, so its jobs "
@@ -83,6 +87,19 @@ def read_sweep(hydra: Composer, overrides: Sequence[str]) -> SweepRecord:
     else:
         sweep.jobs = _combinations(words_of(hydra, sweep))
     return sweep
+
+
+def _check_launcher(name: str) -> None:
+    """Refuse a launcher that starts one run over hosts which compose it themselves, or prints it.
+
+    Raises:
+        ConfigError: names those that start the jobs of a sweep.
+    """
+    require(
+        name in LAUNCHERS,
+        f"launcher={name} cannot start the jobs of a sweep, only {' and '.join(LAUNCHERS)} can: "
+        "use launcher=slurm, or launcher=local on each host with a part of the jobs.",
+    )
 
 
 def words_of(hydra: Composer, sweep: SweepRecord) -> list[Override]:
@@ -140,30 +157,6 @@ def new_job(number: int, words: list[str], swept: Iterable[str]) -> Job:
     return Job(number, words, given or words)
 
 
-def freeze_sweep(hydra: Composer, overrides: Sequence[str], shares: Shares) -> SweepRecord:
-    """Compose and freeze all jobs of a sweep and write sweep.json; start none.
-
-    For launchers that hand the run directories to others, such as an array of Slurm. Jobs that
-    cannot be composed are `refused`, and have no config.yaml. `llmtrain train -m sweep.resume=DIR`
-    reads the results of the others and prints the table.
-
-    Raises:
-        ConfigError: when the sweep itself cannot be read, or is a search, whose jobs depend on the
-            results of earlier ones.
-    """
-    sweep = read_sweep(hydra, overrides)
-    require(
-        not sweep.settings.searches,
-        f"sweep.sampler={sweep.settings.sampler} waits for results before it goes on, so its jobs "
-        "cannot all be handed over at once; use sweep.sampler=grid.",
-    )
-    make_folder(sweep)
-    for job in sweep.jobs:
-        freeze_job(hydra, sweep, job, shares)
-    sweep.save()
-    return sweep
-
-
 def make_folder(sweep: SweepRecord) -> None:
     """Make the sweep's folder, with sweep.json in it.
 
@@ -175,11 +168,13 @@ def make_folder(sweep: SweepRecord) -> None:
 
 
 def freeze_job(hydra: Composer, sweep: SweepRecord, job: Job, shares: Shares) -> UserError | None:
-    """Compose and freeze a job; where it cannot run, note and return why.
+    """Compose and freeze a job, unless it is; where it cannot run, note and return why.
 
     Raises:
         ConfigError: when no job could have the GPU that it needs.
     """
+    if job.status != "refused" and (sweep.run_dir(job) / CONFIG).is_file():
+        return None
     try:
         run, plan = compose_job(hydra, job, shares)
         run_dir = make_run_dir(sweep.run_dir(job))
@@ -198,6 +193,7 @@ def compose_job(hydra: Composer, job: Job, shares: Shares) -> tuple[RunConfig, P
         UserError: when it cannot run.
     """
     run = hydra.compose(job.overrides).config
+    _check_launcher(run.launcher.name)  # an experiment that is swept may choose one
     if isinstance(run.launcher, SlurmLauncherConfig):
         return in_time(run), plan_run(run)  # this machine's devices are not the job's
     if run.train.device != "cpu":

@@ -15,7 +15,7 @@ from llmtrain.commands.search import Search
 from llmtrain.commands.sweep_jobs import freeze_job
 from llmtrain.commands.sweep_view import SweepView
 from llmtrain.config.groups.sweep import METRICS
-from llmtrain.config.paths import CONFIG, LOGS
+from llmtrain.config.paths import LOGS
 from llmtrain.config.paths import METRICS as METRICS_FILE
 from llmtrain.config.sweep import DONE, Job, SweepRecord, to_do
 from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
@@ -87,11 +87,9 @@ class SweepRun:
             self._view.note(f"saving and stopping {what}; Ctrl-C again ends them at once")
 
     def _is_frozen(self, job: Job) -> bool:
-        """Compose and freeze a job that is not; return whether it can be started."""
+        """Freeze a job that is not; return whether it can be started."""
         if self._pool.slot is None:  # told to stop
             return False
-        if job.status != "refused" and (self._sweep.run_dir(job) / CONFIG).is_file():
-            return True
         error = freeze_job(self._hydra, self._sweep, job, self._shares)
         if error is not None:
             self._view.refused(error, told=str(error) == self._refusal)
@@ -137,10 +135,12 @@ class SweepRun:
             self._view.saw(job, line)
             if self._search is None or not _is_number(line.get(key)):
                 continue
-            bad = self._search.report(job.number, int(line["step"]), float(line[key]))
-            if bad and job.number not in self._given_up and self._pool.stopped_by is None:
+            bad_at = self._search.report(job.number, int(line["step"]), float(line[key]))
+            # One that has ended by itself is not given up: what it came to is known.
+            runs = job.number in self._pool.children and self._pool.stopped_by is None
+            if bad_at is not None and runs and job.number not in self._given_up:
                 self._given_up.add(job.number)
-                self._view.note(f"job {job.number} is given up at step {line['step']}")
+                self._view.note(f"job {job.number} is given up at step {bad_at}")
                 self._pool.stop(job.number)
 
     def _end(self, job: Job, code: int) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmtrain.commands.show import plain_table
-from llmtrain.config.sweep import Job, SweepRecord
+from llmtrain.config.sweep import DONE, Job, SweepRecord
 from llmtrain.console import make_console
 from llmtrain.errors import UserError
 from llmtrain.panel import show_note, show_user_error
@@ -24,7 +25,8 @@ BEST_SHOWN = 5
 
 
 class SweepView:
-    """The course of a sweep. A context: several jobs at once have a live table on a terminal."""
+    """The course of a sweep. A context: several jobs at once have a live table on a terminal, jobs
+    in turn one between them."""
 
     def __init__(self, sweep: SweepRecord) -> None:
         self._sweep = sweep
@@ -59,6 +61,7 @@ class SweepView:
         total = self._sweep.settings.trials or len(self._sweep.jobs)
         goes_on = " goes on" if again else ""
         if self._alone:
+            self._show_done()
             self.note(f"\njob {job.number} of {total}{goes_on}: {job.label}")
         elif self._live is None:
             self.note(f"job {job.number} of {total}{goes_on or ' begins'}: {job.label}")
@@ -80,6 +83,14 @@ class SweepView:
             f"{job.error} ({self._sweep.run_dir(job) / 'logs'})" if job.error else "",
         ]
         self.note(", ".join(part for part in parts if part))
+
+    def _show_done(self) -> None:
+        """Show on a terminal how those that are done compare, before the next job has it."""
+        done = [job for job in self._sweep.ranked() if job.status in DONE]
+        if done and sys.stderr.isatty():
+            console = make_console(stderr=True)
+            console.print(ranked_table(self._sweep, done[:BEST_SHOWN]))
+            console.print(Text(count_jobs(self._sweep), "dim"))
 
     def refused(self, error: UserError, *, told: bool) -> None:
         """Tell why a job cannot run, once for all that have the same fault."""
@@ -120,12 +131,12 @@ def count_jobs(sweep: SweepRecord) -> str:
     return f"{total}: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n)
 
 
-def ranked_table(sweep: SweepRecord) -> Table:
-    """Return the jobs as a table, the best first."""
+def ranked_table(sweep: SweepRecord, jobs: Sequence[Job] | None = None) -> Table:
+    """Return jobs as a table; null: all of the sweep, the best first."""
     table = plain_table(
         ">rank", ">job", "overrides", "status", ">step", ">train loss", ">val loss", ">wall"
     )
-    for job in sweep.ranked():
+    for job in sweep.ranked() if jobs is None else jobs:
         style = "bold green" if job.rank == 1 else ""
         table.add_row(
             str(job.rank or ""), str(job.number), job.label, _status(job), str(job.step or ""),

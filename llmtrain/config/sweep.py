@@ -36,8 +36,8 @@ class Job:
     given: list[str]
     """What distinguishes it from its neighbours."""
     status: str = "not started"
-    """not started | running | completed | pruned | failed | refused (its configuration) | stopped |
-    preempted."""
+    """not started | submitted (to Slurm) | running | completed | pruned | failed | refused (its
+    configuration) | stopped | preempted."""
     rank: int | None = None
     """Its place by the sweep's metric, 1 the best; null: it has not completed."""
     exit_code: int | None = None

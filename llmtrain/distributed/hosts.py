@@ -27,7 +27,7 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCP
 
 from llmtrain.config.paths import LOGS
 from llmtrain.distributed.loopback import BACKLOG
-from llmtrain.distributed.node import Node, own_address
+from llmtrain.distributed.node import Node, reachable_address
 from llmtrain.durable import replace_text
 from llmtrain.errors import ConfigError
 
@@ -45,14 +45,17 @@ LEAVE_S = 20.0
 WELCOME = "welcome"
 
 
-def serve(host: str, port: int, address: tuple[int, str] | None) -> TCPStore:
+def serve(
+    host: str, port: int, address: tuple[int, str] | None, patience_s: float = STORE_S
+) -> TCPStore:
     """Return the store of the first host.
 
     Args:
         host: Its name, as the others know it.
         port: Where it listens.
-        address: Family and address of that name; None: it is no address of this machine (there is
-            a translation between), which then listens on all it has.
+        address: Family and address of that name; None: it is none that others reach, and this
+            machine listens on all it has.
+        patience_s: How long what is asked of the store may be waited for.
 
     Raises:
         ConfigError: when the port is taken, or may not be had.
@@ -72,17 +75,18 @@ def serve(host: str, port: int, address: tuple[int, str] | None) -> TCPStore:
         listener.listen(BACKLOG)
         return TCPStore(
             own or "127.0.0.1", port, is_master=True, wait_for_workers=False,
-            timeout=datetime.timedelta(seconds=STORE_S), master_listen_fd=listener.detach(),
+            timeout=datetime.timedelta(seconds=patience_s), master_listen_fd=listener.detach(),
         )  # fmt: skip
 
 
-def reach(host: str, port: int, timeout_s: float) -> TCPStore:
+def reach(host: str, port: int, timeout_s: float, patience_s: float = STORE_S) -> TCPStore:
     """Return the store of the first host, from another one.
 
     Args:
         host: The first host.
         port: Where it listens.
         timeout_s: How long to try.
+        patience_s: How long what is asked of the store may be waited for.
 
     Raises:
         ConfigError: when it cannot be reached; says why, as far as that can be known.
@@ -94,10 +98,12 @@ def reach(host: str, port: int, timeout_s: float) -> TCPStore:
             # Whether anybody listens is known in a moment; TCPStore itself tries for minutes.
             with socket.create_connection((host, port), timeout=min(left, 5.0)):
                 pass
-            return TCPStore(
+            store = TCPStore(
                 host, port, is_master=False, wait_for_workers=False,
-                timeout=datetime.timedelta(seconds=STORE_S),
+                timeout=datetime.timedelta(seconds=min(left, STORE_S)),
             )  # fmt: skip
+            store.set_timeout(datetime.timedelta(seconds=patience_s))
+            return store
         except (OSError, DistError, ValueError) as error:
             if time.monotonic() + TRY_S > until:
                 raise _unreachable(host, port, timeout_s, error) from None
@@ -139,10 +145,14 @@ class Meeting:
         """
         self.node, self.leads, self.nnodes = node, node.leads, node.nnodes
         self.host = socket.gethostname()
+        # torch's static rendezvous waits for other hosts in the store, the dynamic one looks again.
+        self._patience_s = max(STORE_S, node.join_timeout_s) if node.is_static else STORE_S
         if node.leads:
-            self._store = serve(node.host, node.port, own_address(node.host))
+            self._store = serve(
+                node.host, node.port, reachable_address(node.host, node.nnodes), self._patience_s
+            )
         else:
-            self._store = reach(node.host, node.port, node.connect_timeout_s)
+            self._store = reach(node.host, node.port, node.connect_timeout_s, self._patience_s)
         self.handler = self._static() if node.is_static else self._dynamic()
 
     def _static(self) -> RendezvousHandler:
@@ -155,12 +165,14 @@ class Meeting:
         return handler
 
     def _dynamic(self) -> RendezvousHandler:
-        rank = self.node.rank
+        place = self.node.rank
+        if place is None:
+            place = 0 if self.leads else 999999
         handler = DynamicRendezvousHandler.from_backend(
             "llmtrain", self._store, C10dRendezvousBackend(self._store, "llmtrain"),
             self.node.min_nodes, self.nnodes,
-            # Hosts get their ranks in the order of these.
-            local_addr=None if rank is None else f"{rank:06d}.{self.host}",
+            # Hosts get their ranks in the order of these; without numbers the first is the first.
+            local_addr=f"{place:06d}.{self.host}",
             timeout=RendezvousTimeout(
                 join=datetime.timedelta(seconds=self.node.join_timeout_s),
                 last_call=datetime.timedelta(seconds=LAST_CALL_S),
@@ -184,9 +196,7 @@ class Meeting:
         here = ""
         if isinstance(self.handler, DynamicRendezvousHandler):
             others = self.handler._state_holder.state.participants
-            numbered = self.node.rank is not None
-            names = (node.addr.partition(".")[2] if numbered else node.addr for node in others)
-            came = {self.host, *names}
+            came = {self.host, *(node.addr.partition(".")[2] for node in others)}
             here = f"; {len(came)} came: {', '.join(sorted(came))}"
         needed = f"launcher.nnodes={self.nnodes}"
         if self.node.min_nodes < self.nnodes:

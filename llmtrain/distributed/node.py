@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import ipaddress
 import os
 import socket
 import struct
@@ -120,25 +121,45 @@ def own_address(host: str) -> tuple[int, str] | None:
     return None
 
 
+def reachable_address(host: str, nnodes: int) -> tuple[int, str] | None:
+    """Return `own_address`, unless it is a loopback one, which no other host reaches.
+
+    On many machines the own name stands for 127.0.1.1, and for others it stands for the address.
+    """
+    address = own_address(host)
+    is_loopback = address is not None and ipaddress.ip_address(address[1]).is_loopback
+    return None if is_loopback and nnodes > 1 else address
+
+
 def interface_towards(host: str, port: int) -> str | None:
     """Return the name of the network interface by which `host` is reached; None: not known.
 
     gloo listens on the address of this machine's own name, which on many hosts is a loopback
-    address that no other host reaches. IPv4 on Linux only.
+    address that no other host reaches. Where `host` is this machine by such a name, it is the
+    first interface that is no loopback. IPv4 on Linux only.
     """
+    found = _interfaces()
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, port))  # sends nothing
             address = probe.getsockname()[0]
-            for _, name in socket.if_nameindex():
-                request = struct.pack("256s", name.encode()[:15])
-                try:
-                    answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-                except OSError:
-                    continue  # an interface without an address
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
     except OSError:
         return None
-    # All of 127.0.0.0/8 is the loopback interface's, which has one of them as its own.
-    return "lo" if address.startswith("127.") else None
+    if not address.startswith("127."):
+        return next((name for name, own in found.items() if own == address), None)
+    others = (name for name, own in found.items() if not own.startswith("127."))
+    return next(others, "lo")
+
+
+def _interfaces() -> dict[str, str]:
+    """Return every network interface that has an address, and that."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+            except OSError:
+                continue  # an interface without an address
+            found[name] = socket.inet_ntoa(answer[20:24])
+    return found

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmtrain.config.paths import LOGS
-from llmtrain.errors import EXIT_BUG, EXIT_USER
+from llmtrain.config.paths import LOGS, RESULT
+from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
 from llmtrain.launch.failure import (
     Failure,
     complete_result,
@@ -19,12 +19,18 @@ from llmtrain.launch.failure import (
     failure_path,
     first_failure,
     report_failure,
+    stop_status,
 )
 from llmtrain.launch.kills import Kills
 from llmtrain.panel import show_error, show_note
 
 WORD_S = 3.0
 """How long a host whose ranks only lost a peer waits for another's word of why."""
+
+JUST_S = 60.0
+"""How long ago the result of another host may be, seconds, to be of this attempt."""
+SKEW_S = 5.0
+"""How far apart the clocks of two hosts may be."""
 
 
 def leave_word(run_dir: Path, failures: Sequence[Failure]) -> None:
@@ -58,9 +64,12 @@ def report_host(
     """
     own = first_failure(failures) if failures else None
     is_echo = own is None or bool(own.report and own.report.get("lost_peer"))
-    other = _await_other(run_dir, {f.rank for f in failures}) if is_echo else None
+    other = _await_other(run_dir, {f.rank for f in failures}, since) if is_echo else None
     if other is None and failures:
         return report_failure(run_dir, failures, since=since, before=before)
+    if other is None and (code := _stopped(run_dir)):
+        show_note(f"{stop_status(code)} on another host")
+        return code
     if other is None:
         show_error(
             "launch failed",
@@ -83,11 +92,29 @@ def report_incomplete(run_dir: Path, message: str, *, since: float) -> int:
     return EXIT_BUG
 
 
-def _await_other(run_dir: Path, own: set[int]) -> Failure | None:
+def _stopped(run_dir: Path) -> int | None:
+    """Return the exit code of a run that another host has just ended by a signal; None: it has not.
+
+    A stop while workers start leaves the others without a peer: there is nothing to agree about.
+    """
+    path = run_dir / RESULT
+    try:
+        status, when = json.loads(path.read_text())["status"], path.stat().st_mtime
+    except (OSError, ValueError, KeyError):
+        return None
+    codes = {"stopped": EXIT_SIGINT, "preempted": EXIT_SIGTERM}
+    return codes.get(status) if time.time() - when < JUST_S else None
+
+
+def _await_other(run_dir: Path, own: set[int], since: float) -> Failure | None:
     """Return the failure of a rank of another host that explains this host's."""
     until = time.monotonic() + WORD_S
     while True:
-        found = [f for f in _reports(run_dir, own) if not (f.report or {}).get("lost_peer")]
+        found = [
+            f
+            for f in _reports(run_dir, own, since - SKEW_S)
+            if not (f.report or {}).get("lost_peer")
+        ]
         if found:
             return first_failure(found)
         if time.monotonic() > until:
@@ -95,14 +122,14 @@ def _await_other(run_dir: Path, own: set[int]) -> Failure | None:
         time.sleep(0.1)
 
 
-def _reports(run_dir: Path, own: set[int]) -> list[Failure]:
-    """Return what other ranks have told; reports of earlier attempts were put by."""
+def _reports(run_dir: Path, own: set[int], since: float) -> list[Failure]:
+    """Return what other ranks have told in this attempt."""
     found = []
     for path in (run_dir / LOGS).glob("failure_rank_*.json"):
         try:
             report = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        if report["rank"] not in own:
+        if report["rank"] not in own and report["time"] >= since:
             found.append(Failure(report["rank"], report["exit_code"], report["time"], report))
     return found

@@ -5,6 +5,7 @@ the launcher stops them. Only the first failure explains anything.
 """
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Mapping
@@ -111,13 +112,18 @@ def put_by(run_dir: Path) -> None:
         path.rename(folder / path.name)
 
 
-def read_failures(run_dir: Path, ended: Mapping[int, tuple[int, float]]) -> list[Failure]:
-    """Return the failures of the ranks in `ended` (rank -> exit code, unix s)."""
+def read_failures(
+    run_dir: Path, ended: Mapping[int, tuple[int, float]], *, since: float = 0.0
+) -> list[Failure]:
+    """Return the failures of the ranks in `ended` (rank -> exit code, unix s).
+
+    What was reported before `since`, unix s, is of an earlier attempt.
+    """
     failures = []
     for rank, (exit_code, seen) in ended.items():
         report = read_report(run_dir, rank)
-        if report is not None and report.get("silent"):
-            report = None  # its agent's words, not its own
+        if report is not None and (report.get("silent") or report.get("time", since) < since):
+            report = None  # its agent's words, or an earlier attempt's
         failures.append(Failure(rank, exit_code, seen, report))
     return failures
 
@@ -310,7 +316,8 @@ def complete_result(run_dir: Path, status: str, error: str | None, *, since: flo
     # "preempted", which may only be the agent's SIGTERM, since another rank is gone.
     if fresh and (status != "failed" or written.get("status") not in ("failed", "preempted")):
         return False
-    partial = path.with_suffix(".tmp")
+    # Hosts may write at the same time.
+    partial = path.with_suffix(f".{socket.gethostname()}.{os.getpid()}.tmp")
     partial.write_text(json.dumps({**written, "status": status, "error": error}, indent=2) + "\n")
     partial.replace(path)
     return True

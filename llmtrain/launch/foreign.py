@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from llmtrain.config.groups.launcher import LauncherConfig
+from llmtrain.distributed.node import interface_towards
 from llmtrain.errors import ConfigError
 from llmtrain.launch.environment import worker_environment
 from llmtrain.launch.local import PYTHON
@@ -114,7 +115,11 @@ def become_worker(run_dir: str, launcher: LauncherConfig) -> NoReturn:
     if processes > 1 and base.get("OMP_NUM_THREADS") == "1":
         # torchrun's own default, which leaves most cores idle.
         del base["OMP_NUM_THREADS"]
-    env = worker_environment(launcher, processes, base)
+    apart = world["WORLD_SIZE"] != world["LOCAL_WORLD_SIZE"]
+    interface = None
+    if apart and "MASTER_ADDR" in base:
+        interface = interface_towards(base["MASTER_ADDR"], int(base["MASTER_PORT"]))
+    env = worker_environment(launcher, processes, base, hosts=1 + apart, interface=interface)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [*PYTHON, "llmtrain.worker", run_dir], env)

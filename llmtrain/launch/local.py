@@ -48,6 +48,7 @@ def launch(
         node: This host, the first of several; null: it is alone.
         digest: Of the configuration, which the other hosts must have, too.
     """
+    assert node is not None or plan.nnodes == 1, "one host of several would train alone"
     put_by(run_dir)
     since, before = time.time(), Kills.now()
     processes = plan.nproc_per_node + plan.servers

@@ -1,6 +1,7 @@
 """metrics.jsonl of a run that another process writes, as it grows."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ class MetricsTail:
         """Return the whole lines that are new, or all of a file that has been replaced."""
         try:
             with self._path.open("rb") as stream:
-                found = self._path.stat()
+                found = os.fstat(stream.fileno())  # of this file, should the path have another
                 if found.st_ino != self._file or found.st_size < self._offset:
                     self._file, self._offset = found.st_ino, 0
                 stream.seek(self._offset)

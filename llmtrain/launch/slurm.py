@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -177,27 +178,38 @@ def ask(job_id: str) -> JobState:
 
 
 class Watch:
-    """Asks after jobs again and again; a controller that fails over answers none for a while."""
+    """A job that is asked after again and again, until it has ended."""
 
-    def __init__(self) -> None:
-        """Set up."""
-        self._known: dict[str, JobState] = {}
+    def __init__(self, job_id: str) -> None:
+        """Set up.
+
+        Args:
+            job_id: The job, the array, or its task.
+        """
+        self._job_id = job_id
         self._answered = time.monotonic()
+        self._ended = False
 
-    def ask(self, job_id: str) -> JobState:
-        """Return what Slurm says of a job, or said last; of one not asked after yet: PENDING.
+    def look(self) -> JobState:
+        """Return what Slurm says of the job now; UNKNOWN without an answer, which is no end.
 
         Raises:
             ConfigError: in scontrol's words, where there was no answer for `PATIENCE_S`.
         """
         try:
-            self._known[job_id] = ask(job_id)
+            now = ask(self._job_id)
         except ConfigError:
             if time.monotonic() - self._answered > PATIENCE_S:
                 raise
-        else:
-            self._answered = time.monotonic()
-        return self._known.get(job_id, JobState("PENDING"))
+            return JobState("UNKNOWN")
+        self._answered = time.monotonic()
+        self._ended = not now.is_active
+        return now
+
+    @property
+    def ended(self) -> bool:
+        """Whether Slurm has said that it has ended, or that it knows nothing of it."""
+        return self._ended
 
 
 def _state(line: str) -> JobState:
@@ -290,8 +302,8 @@ def refuse_active(run_dir: Path) -> None:
     if state.is_active:
         raise ConfigError(
             f"run_dir={run_dir} is in use: Slurm job {submitted.job_id} of it is {state.state}. "
-            f"Wait for it, end it (llmtrain cancel {run_dir}), or name another folder with "
-            "run_dir=DIR."
+            f"Wait for it, end it (llmtrain cancel {shlex.quote(str(run_dir))}), or name another "
+            "folder with run_dir=DIR."
         )
 
 

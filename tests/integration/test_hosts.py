@@ -88,6 +88,11 @@ def flat(told: str) -> str:
     return " ".join(told.replace("│", " ").split())
 
 
+def words_of(pid: int) -> bytes:
+    """Return the command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def test_two_hosts_train_what_one_process_does(two: Room) -> None:
     first, second = two.start_all("strategy=data", "strategy.zero=3")
     assert first.ended(END_S) == 0, first.err
@@ -214,6 +219,74 @@ def test_a_host_that_comes_back_takes_part_again(two: Room) -> None:
 
 
 @SLOW
+def test_a_third_host_that_comes_back_is_taken_in_by_both_others(three: Room) -> None:
+    words = (
+        "strategy=data", "train.steps=100000", "train.hang_timeout_s=10", "launcher.min_nodes=2",
+        "launcher.max_restarts=3", "checkpoint.every_steps=50", "train.global_batch_size=12",
+    )  # fmt: skip
+    first, second, third = three.start_all(*words)
+    three.wait_for_step(60)
+    for pid in three.hosts.pids(2):
+        os.kill(pid, signal.SIGKILL)
+    third.ended(30)
+    wait_until(lambda: "going on with 2 processes" in first.err, "the first two", END_S)
+    three.wait_for_step(max(line["step"] for line in metric_lines(three.run_dir)) + 5)
+    again = three.start(2, *words)
+    wait_until(lambda: "going on with 3 processes" in first.err, "all three", END_S)
+    os.kill(min(three.hosts.pids(0)), signal.SIGTERM)
+    for program in (first, second, again):
+        assert program.ended(60) == 143, program.err
+    steps = [line["step"] for line in metric_lines(three.run_dir)]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@SLOW
+def test_the_first_host_is_gone(two: Room) -> None:
+    words = ("strategy=data", "train.steps=100000", "train.hang_timeout_s=10")
+    _, second = two.start_all(*words)
+    two.wait_for_step(20)
+    two.hosts.kill(0)
+    assert second.ended(120) == 1
+    assert two.is_empty()
+
+
+@SLOW
+def test_a_host_that_reaches_nobody_still_hears_a_signal(two: Room) -> None:
+    words = ("strategy=data", "train.steps=100000", "checkpoint.grace_s=5")
+    _, second = two.start_all(*words)
+    two.wait_for_step(20)
+    two.hosts.cut(1)
+    os.kill(min(two.hosts.pids(1)), signal.SIGTERM)
+    assert second.ended(90) == 143, second.err
+    assert not two.hosts.pids(1)
+
+
+@SLOW
+def test_a_process_that_dies_has_all_start_again(two: Room) -> None:
+    words = (
+        "strategy=data", "train.steps=600", "launcher.max_restarts=2", "checkpoint.every_steps=20",
+    )  # fmt: skip
+    first, second = two.start_all(*words)
+    two.wait_for_step(50)
+    os.kill(next(p for p in two.hosts.pids(1) if b"llmtrain.worker" in words_of(p)), signal.SIGKILL)
+    assert first.ended(END_S) == 0, first.err
+    assert second.ended(60) == 0, second.err
+    assert "started again, 1 of 2 times" in second.err
+    one = one_process(two.folder, "train.steps=600")
+    assert two.losses() == pytest.approx(one, rel=1e-9)
+
+
+@SLOW
+def test_the_first_host_is_the_one_that_was_named(two: Room) -> None:
+    # Whose name comes first in the alphabet is not.
+    named = two.start(1, "strategy=data", f"run_dir={two.run_dir}", endpoint="host1:29500")
+    other = two.start(0, "strategy=data", endpoint="host1:29500")
+    assert named.ended(END_S) == 0, named.err
+    assert other.ended(60) == 0, other.err
+    assert "completed at step 12/12" in named.err and "here are ranks 1 to 1" in other.err
+
+
+@SLOW
 def test_a_stop_on_any_host_stops_all(two: Room) -> None:
     words = ("strategy=data", "train.steps=100000", "launcher.max_restarts=2")
     first, second = two.start_all(*words)
@@ -235,6 +308,15 @@ def test_a_host_with_other_settings_is_refused(two: Room) -> None:
     assert "other settings than the first" in flat(second.err)
     os.kill(min(two.hosts.pids(0)), signal.SIGTERM)
     assert first.ended(60) == 143, first.err
+
+
+@SLOW
+def test_all_that_came_say_who_is_missing(three: Room) -> None:
+    words = ("strategy=data", "launcher.join_timeout_s=15", "train.global_batch_size=12")
+    here = [three.start(number, *words) for number in (0, 1)]
+    for program in here:
+        assert program.ended(90) == 1
+        assert "launcher.nnodes=3 hosts were waited for" in flat(program.err), program.err
 
 
 @SLOW

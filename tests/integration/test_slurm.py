@@ -312,3 +312,17 @@ def test_a_hostile_folder_is_a_folder(desk: Desk) -> None:
     run.completes()
     assert "agents ended with exit code 0" in run.said
     assert not list(desk.folder.rglob("ran"))
+
+
+def test_ranks_that_srun_starts_find_each_other(desk: Desk) -> None:
+    run_dir = desk.folder / "ranks"
+    words = [word for word in TINY if not word.startswith("launcher")]
+    command = (
+        "env", "-C", desk.folder, "srun", "--nodes=2", "--ntasks=4", sys.executable, "-m",
+        "llmtrain", "train", *words, "strategy=data", f"run_dir={run_dir}",
+    )  # fmt: skip
+    done = desk.slurm.run(*command, env=desk.env, check=False, timeout=400.0)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run_dir / "result.json").read_text())["status"] == "completed"
+    assert json.loads((run_dir / "plan.json").read_text())["world_size"] == 4
+    assert done.stderr.count("completed at step 40/40") == 1

@@ -1,15 +1,16 @@
 """Sweeps with processes: several at once, stopped, killed, resumed, searched."""
 
-import contextlib
 import json
 import signal
-import time
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llmtrain.machine import usable_cores
+from tests.support.leftovers import open_ports, orphaned_memory, ports, shared_memory
 from tests.support.sweeps import Sweeps, await_statuses, finish
 from tests.support.waiting import wait_until
 
@@ -37,6 +38,39 @@ def acted(sweeps: Sweeps) -> Sweeps:
     """With workers that end when they are told to."""
     sweeps.stand_in()
     return sweeps
+
+
+HOLDER = """
+import mmap, os, socket
+path = "/dev/shm/llmtrain_test_%d" % os.getpid()
+with open(path, "wb+") as stream:
+    stream.truncate(4096)
+    held = mmap.mmap(stream.fileno(), 4096)
+listener = socket.create_server(("127.0.0.1", 0))
+print(os.path.basename(path), listener.getsockname()[1], flush=True)
+input()
+"""
+
+
+def test_what_a_sweep_leaves_is_found(sweeps: Sweeps) -> None:
+    memory = shared_memory()
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", HOLDER], env=sweeps.env, text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        name, port = holder.stdout.readline().split()
+        # Known by its environment alone.
+        assert sweeps.processes() == [holder.pid]
+        assert ports([holder.pid]) == {int(port)} <= open_ports()
+        assert name not in orphaned_memory(memory)
+        sweeps.close()
+    try:
+        assert sweeps.processes() == [] and int(port) not in open_ports()
+        assert name in orphaned_memory(memory)
+    finally:
+        Path("/dev/shm", name).unlink()
+    assert name not in orphaned_memory(memory)
 
 
 def test_two_jobs_at_once_share_the_machine(acted: Sweeps) -> None:
@@ -117,19 +151,21 @@ def test_sigterm_preempts_all_jobs(acted: Sweeps) -> None:
 @SLOW
 def test_six_jobs_of_two_processes_stopped_in_the_third(sweeps: Sweeps) -> None:
     """Real jobs: clean run directories, nothing left of them, and the rest done later."""
-    began = time.time()
+    memory = shared_memory()
     seeds = "train.seed=range(1,7)"
     long = ["train.steps=400", "train.log_every_steps=1", "strategy=data", "checkpoint.keep_last=1"]
     process = sweeps.start("-m", *TINY, *long, seeds)
     third = "sweeps/default/*/2/metrics.jsonl"
     wait_until(lambda: any("loss" in p.read_text() for p in sweeps.folder.glob(third)), "job 2")
+    used = ports(sweeps.processes())
+    assert used  # two processes have to meet somewhere
     process.send_signal(signal.SIGINT)
     finish(process, 130)
     assert sweeps.statuses() == ["completed"] * 2 + ["stopped"] + ["not started"] * 3
     stopped = json.loads((sweeps.sweep() / "2" / "result.json").read_text())
     assert 0 < stopped["step"] < 400
-    # A port is left by a process alone.
-    assert sweeps.processes() == [] and orphaned_memory(began) == []
+    assert sweeps.processes() == []
+    assert not used & open_ports() and not orphaned_memory(memory)
 
     finished = [(sweeps.sweep() / str(n) / "metrics.jsonl").stat().st_mtime_ns for n in (0, 1)]
     finish(sweeps.start("-m", f"sweep.resume={sweeps.sweep()}", "sweep.parallel=2"), 0, 600)
@@ -146,19 +182,8 @@ def test_six_jobs_of_two_processes_stopped_in_the_third(sweeps: Sweeps) -> None:
     assert finished == [
         (sweeps.sweep() / str(n) / "metrics.jsonl").stat().st_mtime_ns for n in (0, 1)
     ]
-    # A port is left by a process alone.
-    assert sweeps.processes() == [] and orphaned_memory(began) == []
-
-
-def orphaned_memory(since: float) -> list[str]:
-    """Return the shared memory that processes which are gone have left since then (unix s)."""
-    found = []
-    for path in Path("/dev/shm").glob("torch_*"):
-        pid = path.name.split("_")[1]
-        with contextlib.suppress(OSError):
-            if path.stat().st_mtime >= since and not Path("/proc", pid).exists():
-                found.append(path.name)
-    return found
+    assert sweeps.processes() == []
+    assert not used & open_ports() and not orphaned_memory(memory)
 
 
 @SLOW

@@ -104,7 +104,11 @@ class Sweeps:
         found = []
         for entry in Path("/proc").iterdir():
             try:
-                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                # Workers are known by LLMTRAIN_CACHE alone, whatever their command line is.
+                words = [
+                    word for source in ("cmdline", "environ")
+                    for word in (entry / source).read_bytes().decode(errors="replace").split("\0")
+                ]  # fmt: skip
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
             except OSError:
                 continue

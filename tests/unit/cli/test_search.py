@@ -1,6 +1,7 @@
 """The search of a sweep by Optuna itself, without runs."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,35 @@ def test_a_bad_run_is_given_up_by_its_loss_so_far(train: Composer, tmp_path: Pat
     search.tell(bad)
     assert search._study.trials[bad.number].state.name == "PRUNED"
     assert sweep.ranked()[-1] is not sweep.ranked()[0] and sweep.ranked()[0].val_loss == 2.0
+
+
+@pytest.mark.parametrize(("loss", "given_up_at"), [(9.0, 500), (1.0, None)])
+def test_old_lines_are_no_news_to_a_search_that_goes_on(
+    train: Composer, tmp_path: Path, loss: float, given_up_at: int | None
+) -> None:
+    words = ["sweep.sampler=random", "sweep.pruner=median", "sweep.startup_trials=2",
+             "train.eval_every_steps=100", *SPACE]  # fmt: skip
+    sweep = sweep_of(train, tmp_path, *words)
+    sweep.save()
+    search = opened(train, sweep)
+    for good in (2.0, 2.2):
+        job = ask(search)
+        assert search.report(job.number, 500, good) is None
+        job.status, job.val_loss = "completed", good
+        search.tell(job)
+    bad = ask(search)
+    sweep.save()
+    steps = range(100, 501, 100)
+    for step in steps:  # and the sweep dies before it can give the run up
+        search.report(bad.number, step, loss)
+
+    search = opened(train, load_sweep(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Optuna warns of every step that it has been told of
+        told = [search.report(bad.number, step, loss) for step in steps]
+    assert told == [given_up_at, None, None, None, None]
+    assert search.report(bad.number, 600, loss) is None  # no other run has come so far
+    assert list(search._study.trials[2].intermediate_values) == [*steps, 600]
 
 
 @pytest.mark.parametrize("pruner", ["successive_halving", "hyperband"])

@@ -2,14 +2,15 @@
 
 import json
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from llmtrain.cli import run
-from llmtrain.commands.compose import Composer
+from llmtrain.commands.compose import Composer, composer
 from llmtrain.commands.groups import groups
-from llmtrain.commands.sweep_jobs import freeze_sweep, read_sweep
+from llmtrain.commands.sweep_jobs import compose_job, freeze_job, make_folder, read_sweep
 from llmtrain.config.store import load_run_config
 from llmtrain.config.sweep import Job, SweepRecord, load_sweep, to_do
 from llmtrain.errors import ConfigError
@@ -29,6 +30,16 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def jobs_of(train: Composer, *words: str) -> list[Job]:
     return read_sweep(train, words).jobs
+
+
+def frozen(train: Composer, *words: str, shares: Shares = WHOLE) -> SweepRecord:
+    """Return a sweep whose jobs are frozen, as they are before the first starts."""
+    sweep = read_sweep(train, words)
+    make_folder(sweep)
+    for job in sweep.jobs:
+        freeze_job(train, sweep, job, shares)
+    sweep.save()
+    return sweep
 
 
 def test_every_combination(train: Composer) -> None:
@@ -75,7 +86,7 @@ def test_what_only_some_jobs_can_take_is_their_own_matter(train: Composer) -> No
 
 
 def test_no_job_knows_how_it_is_swept(train: Composer) -> None:
-    sweep = freeze_sweep(train, ["sweep.parallel=2", "train.seed=1,2"], WHOLE)
+    sweep = frozen(train, "sweep.parallel=2", "train.seed=1,2")
     for job in sweep.jobs:
         assert not any(word.startswith("sweep") for word in job.overrides)
         assert "sweep" not in (sweep.run_dir(job) / "config.yaml").read_text().split("run_dir")[0]
@@ -83,13 +94,25 @@ def test_no_job_knows_how_it_is_swept(train: Composer) -> None:
 
 
 def test_jobs_are_frozen_and_recorded_before_any_starts(train: Composer) -> None:
-    sweep = freeze_sweep(train, ["model.n_heads=3,2", "train.device=cpu"], WHOLE)
+    sweep = frozen(train, "model.n_heads=3,2", "train.device=cpu")
     assert load_sweep(sweep.folder) == sweep
     assert [job.status for job in sweep.jobs] == ["refused", "not started"]
     assert "model.n_heads=3" in str(sweep.jobs[0].error)
     assert not sweep.run_dir(sweep.jobs[0]).exists()
     written = json.loads((sweep.folder / "sweep.json").read_text())["jobs"]
     assert written[1]["run_dir"] == str(sweep.folder / "1")
+
+
+def test_what_is_frozen_is_not_composed_again_but_where_it_was_refused(train: Composer) -> None:
+    sweep = frozen(train, "model.n_heads=3,2", "train.device=cpu")
+    bad, good = sweep.jobs
+    written = (sweep.run_dir(good) / "config.yaml").stat()
+    good.status = "stopped"
+    assert freeze_job(train, sweep, good, WHOLE) is None and good.status == "stopped"
+    assert (sweep.run_dir(good) / "config.yaml").stat() == written
+    sweep.run_dir(bad).mkdir()
+    (sweep.run_dir(bad) / "config.yaml").write_text("of a refused start")
+    assert freeze_job(train, sweep, bad, WHOLE) is not None
 
 
 def test_a_long_sweep_composes_its_choices_once(
@@ -123,11 +146,27 @@ def test_a_long_sweep_composes_its_choices_once(
         (["run_dir=x", "train.seed=1,2"], "cannot share one"),
         (["sweep.sampler=tpe", "sweep.trials=2", "sweep.pruner=median", "train.seed=1,2",
           "train.eval_every_steps=null"], "train.eval_every_steps=50"),
+        (["launcher=local,slurm"], "make a sweep of each"),
+        (["launcher=torchrun", "launcher.nnodes=2", "launcher.rdzv_endpoint=a:1", "train.seed=1,2"],
+         "launcher=torchrun cannot start the jobs of a sweep, only local and slurm can"),
+        (["launcher=kubernetes", "train.seed=1,2"], "only local and slurm can"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sweep_is_refused(train: Composer, words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_sweep(train, words)
+
+
+def test_a_job_that_chooses_another_launcher_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "far.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /launcher: torchrun\n"
+    )
+    with composer("train", [tmp_path]) as hydra:
+        sweep = read_sweep(hydra, ["experiment=far,shakespeare_char_cpu"])
+        with pytest.raises(ConfigError, match="only local and slurm can"):
+            compose_job(hydra, sweep.jobs[0], WHOLE)
+        compose_job(hydra, sweep.jobs[1], WHOLE)
 
 
 def test_the_settings_of_a_sweep_are_refused_for_one_run(
@@ -139,7 +178,7 @@ def test_the_settings_of_a_sweep_are_refused_for_one_run(
 
 def test_one_gpu_at_least_for_each_job(train: Composer) -> None:
     two = Shares(4, gpus=2, cores=8, visible=("0", "1"))
-    sweep = freeze_sweep(train, ["train.device=auto,cpu"], two)
+    sweep = frozen(train, "train.device=auto,cpu", shares=two)
     assert [job.status for job in sweep.jobs] == ["refused", "not started"]
     assert "sweep.parallel=2, or train.device=cpu" in str(sweep.jobs[0].error)
 
@@ -221,6 +260,26 @@ def test_a_sweep_that_is_done_shows_its_table(
     rows = [line.split()[:4] for line in capsys.readouterr().out.splitlines()]
     assert rows[1:] == [["1", "1", "train.seed=1", "completed"],
                         ["2", "0", "train.seed=0", "completed"]]  # fmt: skip
+
+
+def test_what_another_has_written_before_the_claim_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llmtrain.commands.sweep as module
+
+    words = ["model.n_heads=3"]  # refused, should it be tried
+    record(tmp_path, Job(0, words, words)).save()
+    claim = module.claimed
+
+    def late(folder: Path, key: str) -> AbstractContextManager[None]:
+        """Claim the folder when another, which had it, has just ended."""
+        record(tmp_path, Job(0, words, words, "completed", val_loss=1.0)).save()
+        return claim(folder, key)
+
+    monkeypatch.setattr(module, "claimed", late)
+    assert run(["train", "-m", f"sweep.resume={tmp_path}", "sweep.parallel=2"]) == 0
+    kept = load_sweep(tmp_path)
+    assert kept.jobs[0].status == "completed" and kept.jobs[0].val_loss == 1.0
 
 
 def test_what_others_have_run_is_collected(

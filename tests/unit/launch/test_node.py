@@ -1,6 +1,7 @@
 """Which of several hosts this one is, and what is refused of them."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -8,8 +9,14 @@ from llmtrain.commands.compose import composer
 from llmtrain.commands.train import digest
 from llmtrain.config.groups.launcher import TorchrunLauncherConfig, split_endpoint
 from llmtrain.config.plan import make_plan
-from llmtrain.distributed.node import interface_towards, is_this_machine, this_node
+from llmtrain.distributed.node import (
+    interface_towards,
+    is_this_machine,
+    reachable_address,
+    this_node,
+)
 from llmtrain.errors import ConfigError
+from llmtrain.launch.local import launch
 from tests.support.runs import SYNTHETIC, TINY, compose_run
 
 
@@ -56,7 +63,9 @@ def test_the_first_host_is_the_one_that_has_the_address() -> None:
     assert not is_this_machine("10.255.255.1") and not is_this_machine("no-such-host.invalid")
     assert this_node(launcher(rdzv_endpoint="127.0.0.1:4000"), {}).leads
     assert this_node(launcher(rdzv_endpoint="127.0.0.1:4000", node_rank=1), {}).leads is False
-    assert interface_towards("127.0.0.1", 80) == "lo"
+    assert reachable_address("127.0.0.1", 1) == (socket.AF_INET, "127.0.0.1")
+    assert reachable_address("127.0.1.1", 2) is None  # what Debian calls a machine's own name
+    assert interface_towards("127.0.0.1", 80) in {name for _, name in socket.if_nameindex()}
     assert interface_towards("no-such-host.invalid", 80) is None
 
 
@@ -101,6 +110,13 @@ def test_processes_are_shared_out() -> None:
     served = compose_run(*HOSTS, "strategy=data", "sync=ssp", "launcher.nproc_per_node=1")
     with pytest.raises(ConfigError, match="server and replicas on one machine"):
         make_plan(served, gpus=0)
+
+
+def test_one_host_of_several_never_trains_alone(tmp_path: Path) -> None:
+    run = compose_run(*HOSTS, "strategy=data", "launcher.nproc_per_node=1")
+    with pytest.raises(AssertionError, match="would train alone"):
+        launch(tmp_path, run, make_plan(run, gpus=0))
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_hosts_need_the_same_settings_but_their_number_and_folder() -> None:

@@ -121,7 +121,7 @@ def test_who_waits_outlasts_a_failover(
     submit.wait(run_dir, job, 0.01)
     assert len(controller.calls("scontrol")) == 6
     controller.shows("", "RUNNING", "", "COMPLETED")
-    watch = slurm.Watch()
+    watch = slurm.Watch("7")
     assert [is_running(run_dir, watch) for _ in range(4)] == [True, True, True, False]
     monkeypatch.setattr(slurm, "PATIENCE_S", 0.05)
     controller.shows("RUNNING", "")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ from llmtrain.commands.submit import read_status
 from llmtrain.commands.task import check_run
 from llmtrain.config.paths import CONFIG
 from llmtrain.config.store import load_run_config
-from llmtrain.errors import EXIT_BUG, EXIT_OK
+from llmtrain.errors import EXIT_BUG, EXIT_OK, ConfigError
 from llmtrain.launch import slurm
-from llmtrain.launch.claim import holder
+from llmtrain.launch.claim import Holder, holder
+from llmtrain.launch.slurm_script import RESEND_S
 from llmtrain.panel import show_error, show_note
 
 AFTER_GRACE_S = 60.0
@@ -27,23 +29,23 @@ def run_cancel(options: Options) -> int:
     """End the run that is named and wait for it; return the exit code.
 
     Raises:
-        ConfigError: when there is no such run, or Slurm refuses.
+        ConfigError: when there is no such run, its process cannot be told from here, or Slurm
+            refuses or cannot be asked.
     """
     [name] = options.folders
     folder = Path(name).expanduser()
     job = slurm.find(folder)
     if job is None:
         check_run(name)
-    wait_s = AFTER_GRACE_S
-    if (folder / CONFIG).is_file():
-        wait_s += load_run_config(folder / CONFIG).checkpoint.grace_s
+    configs = [*folder.glob(CONFIG), *folder.glob(f"*/{CONFIG}")]  # of a sweep, those of its runs
+    graces = [load_run_config(path).checkpoint.grace_s for path in configs]
+    wait_s = AFTER_GRACE_S + max(graces, default=0.0)
     if job is not None and slurm.ask(job.job_id).is_active:
-        slurm.cancel(job.job_id)
         what = f"Slurm job {job.job_id}"
-        ended = _wait(lambda: not slurm.ask(job.job_id).is_active, wait_s)
+        ended = _end_job(folder, job.job_id, wait_s)
     elif (process := holder(folder)) is not None:
-        os.kill(process, signal.SIGTERM)
-        what = f"process {process}"
+        _tell(folder, process)
+        what = str(process)
         ended = _wait(lambda: holder(folder) is None, wait_s)
     else:
         show_note(f"{name} is not running: {read_status(folder) or 'it has not been started'}")
@@ -55,6 +57,50 @@ def run_cancel(options: Options) -> int:
     after = f": {status}. {goes_on(folder)}" if (folder / CONFIG).is_file() else ""
     show_note(f"{what} has ended{after}")
     return EXIT_OK
+
+
+def _end_job(folder: Path, job_id: str, wait_s: float) -> bool:
+    """End a job when it has saved, or when `wait_s` is over; return whether it has ended."""
+    watch = slurm.Watch(job_id)
+
+    def has_ended() -> bool:
+        watch.look()
+        return watch.ended
+
+    slurm.cancel_saved(folder, job_id)
+    until = time.monotonic() + wait_s
+    while (left := until - time.monotonic()) > 0:
+        slurm.signal_agents(job_id)
+        if _wait(has_ended, min(left, RESEND_S)):
+            return True
+    slurm.cancel(job_id)
+    return _wait(has_ended, AFTER_GRACE_S)
+
+
+def _tell(folder: Path, process: Holder) -> None:
+    """Tell the process that trains in a folder to end.
+
+    Raises:
+        ConfigError: when that cannot be done from here, or by this user.
+    """
+    there = f"{folder} is in use by {process}"
+    if not process.is_here:
+        raise ConfigError(
+            f"{there}, and this is {socket.gethostname()}. Run there: "
+            f"llmtrain cancel {folder.absolute()}"
+        )
+    try:
+        os.kill(process.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        if holder(folder) == process:  # it has not ended just now
+            raise ConfigError(
+                f"{there}, which cannot be seen from here: it runs in another container of this "
+                "machine. Run llmtrain cancel in that one."
+            ) from None
+    except PermissionError:
+        raise ConfigError(
+            f"{there}, which belongs to another user. Only they, or root, can end it."
+        ) from None
 
 
 def _wait(has_ended: Callable[[], bool], wait_s: float) -> bool:

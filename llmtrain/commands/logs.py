@@ -63,7 +63,8 @@ def run_logs(options: Options) -> int:
     """Print the logs of a run; return the exit code.
 
     Raises:
-        ConfigError: when there is no such run, or it has no such rank.
+        ConfigError: when there is no such run, it has no such rank, or Slurm has not answered for
+            long.
     """
     with composer("logs") as hydra:
         rank = hydra.compose(options.overrides).config
@@ -80,11 +81,12 @@ def run_logs(options: Options) -> int:
             )
         return EXIT_OK
     asked = time.monotonic() - ASK_S
-    is_active = True
+    job = slurm.find(run_dir)
+    is_active, watch = True, None if job is None else slurm.Watch(job.job_id)
     try:
         while is_active:
             if time.monotonic() - asked >= ASK_S:
-                is_active, asked = is_running(run_dir), time.monotonic()
+                is_active, asked = is_running(run_dir, watch), time.monotonic()
             tail()
             time.sleep(LOOK_S if is_active else 0)
     except KeyboardInterrupt:
@@ -103,12 +105,22 @@ def files(run_dir: Path, rank: int) -> Iterator[Path]:
     yield log_path(run_dir, rank)
 
 
-def is_running(run_dir: Path) -> bool:
-    """Whether a run trains on this machine, or waits or runs under Slurm."""
+def is_running(run_dir: Path, watch: slurm.Watch | None) -> bool:
+    """Whether a run trains outside Slurm, or waits or runs under it.
+
+    Args:
+        run_dir: The run.
+        watch: Its job; null: it was not submitted.
+
+    Raises:
+        ConfigError: when Slurm has not answered for long.
+    """
     if holder(run_dir) is not None:
         return True
-    job = slurm.find(run_dir)
-    return job is not None and slurm.ask(job.job_id).is_active
+    if watch is None:
+        return False
+    watch.look()
+    return not watch.ended
 
 
 def _ranks(run_dir: Path) -> str:

@@ -3,10 +3,11 @@
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 
-from llmtrain.config.groups.launcher import TorchrunLauncherConfig
+from llmtrain.config.groups.launcher import TorchrunLauncherConfig, split_endpoint
 from llmtrain.config.meetings import advice
 from llmtrain.config.plan import AXES, Plan
 from llmtrain.config.schema import RunConfig
@@ -60,14 +61,18 @@ def print_plan(run: RunConfig, plan: Plan, *, stderr: bool = False) -> None:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_hosts(launcher: TorchrunLauncherConfig, overrides: Sequence[str]) -> None:
+def print_hosts(
+    launcher: TorchrunLauncherConfig, overrides: Sequence[str], config_dirs: Sequence[Path] = ()
+) -> None:
     """Print what to start on each host."""
     console = make_console()
-    words = [word for word in overrides if not word.startswith("launcher.node_rank=")]
+    words = [word for folder in config_dirs for word in ("--config-dir", str(folder))]
+    words += [word for word in overrides if not word.startswith("launcher.node_rank=")]
     line = shlex.join(["llmtrain", "train", *words])
     said = [(f"host {n}", f"{line} launcher.node_rank={n}") for n in range(launcher.nnodes)]
     if launcher.node_rank is None and launcher.rdzv_backend == "c10d":
-        name = (launcher.rdzv_endpoint or "this machine").rpartition(":")[0]
+        endpoint = launcher.rdzv_endpoint
+        name = split_endpoint(endpoint)[0] if endpoint else "this machine"
         said = [("on every host", f"{line}    # {name} is the first")]
     console.print("\nto be started, with the same code and a file system that all hosts share:")
     for host, command in said:

@@ -62,30 +62,24 @@ def submit(run: RunConfig, plan: Plan, overrides: Sequence[str]) -> int:
     """Submit a run; return the exit code: of the submission, or, where it waits, of the run.
 
     Raises:
-        ConfigError: when it cannot be submitted; a run directory that was made for it is removed.
+        ConfigError: when it cannot be submitted; a run directory that was made for it is removed,
+            unless the job may be queued.
     """
     slurm.check_commands()
     slurm.check_folder(planned_dir(run))
-    is_new = run.run_dir is None or not planned_dir(run).exists()
+    is_new = run.run_dir is None or _is_made(planned_dir(run))
     run_dir = run_folder(run)
-    try:
-        slurm.refuse_active(run_dir)  # first: its workers may hold the claim, on this machine
-        with claimed(run_dir):
-            slurm.refuse_active(run_dir)  # submitted meanwhile
-            check_newest(
-                run_dir / CHECKPOINTS, model=dataclasses.asdict(run.model),
-                optimizer=run.optimizer.name, tokenizer=run.tokenizer.name,
-            )  # fmt: skip
-            resumed = freeze(run, plan, overrides, run_dir)
-            slurm.snapshot(run_dir)
-            script = run_dir / slurm.SCRIPT
-            script.parent.mkdir(exist_ok=True)
-            script.write_text(script_of(run, plan, run_dir))
-            submitted = slurm.keep(run_dir, slurm.submit(script))
-    except ConfigError:
-        if is_new:
-            shutil.rmtree(run_dir, ignore_errors=True)
-        raise
+    slurm.refuse_active(run_dir)  # first: its workers may hold the claim, on this machine
+    with claimed(run_dir):
+        slurm.refuse_active(run_dir)  # submitted meanwhile
+        try:
+            resumed, submitted = _submit(run, plan, overrides, run_dir)
+        except slurm.NoAnswerError:
+            raise  # it may be queued
+        except ConfigError:
+            if is_new:  # within the claim: nobody else has begun in it
+                shutil.rmtree(run_dir, ignore_errors=True)
+            raise
     show_note(f"{'resuming' if resumed else 'run directory'} {run_dir}")
     print(f"submitted Slurm job {submitted.job_id}", flush=True)
     if launcher_of(run).wait:
@@ -96,8 +90,41 @@ def submit(run: RunConfig, plan: Plan, overrides: Sequence[str]) -> int:
     return EXIT_OK
 
 
+def _is_made(run_dir: Path) -> bool:
+    """Make a run directory; return whether it is this process that made it."""
+    try:
+        run_dir.mkdir(parents=True)
+    except OSError:  # it is there; or `run_folder` says what is wrong
+        return False
+    return True
+
+
+def _submit(
+    run: RunConfig, plan: Plan, overrides: Sequence[str], run_dir: Path
+) -> tuple[bool, slurm.Submitted]:
+    """Freeze and submit a run; return whether it goes on, and its job.
+
+    Raises:
+        ConfigError: when it cannot be frozen or submitted.
+    """
+    check_newest(
+        run_dir / CHECKPOINTS, model=dataclasses.asdict(run.model),
+        optimizer=run.optimizer.name, tokenizer=run.tokenizer.name,
+    )  # fmt: skip
+    resumed = freeze(run, plan, overrides, run_dir)
+    slurm.snapshot(run_dir)
+    script = run_dir / slurm.SCRIPT
+    script.parent.mkdir(exist_ok=True)
+    script.write_text(script_of(run, plan, run_dir))
+    return resumed, slurm.keep(run_dir, slurm.submit(script))
+
+
 def wait(run_dir: Path, submitted: slurm.Submitted, poll_s: float) -> int:
-    """Wait for a run's job to end, telling its states; return the exit code of the run."""
+    """Wait for a run's job to end, telling its states; return the exit code of the run.
+
+    Raises:
+        ConfigError: when Slurm has not answered for long; the job goes on.
+    """
     told, watch = "", slurm.Watch(submitted.job_id)
     try:
         while True:

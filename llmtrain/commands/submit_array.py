@@ -56,6 +56,9 @@ def wait_for_array(folder: Path, numbers: Sequence[int], poll_s: float) -> int:
     """Wait for all runs of an array, telling how many do what; return the exit code.
 
     0: all completed; 1: some did not; 130: Ctrl-C, which leaves the array alone.
+
+    Raises:
+        ConfigError: when Slurm has not answered for long; the array goes on.
     """
     jobs = {number: slurm.find(folder / str(number)) for number in numbers}
     left = {n: slurm.Watch(job.job_id) for n, job in jobs.items() if job is not None}

@@ -84,7 +84,7 @@ def _run_one(options: Options, run: RunConfig, rank: int | None) -> int:
     if options.has("--dry-run"):
         print_plan(run, plan)
         if isinstance(run.launcher, TorchrunLauncherConfig):
-            print_hosts(run.launcher, options.overrides)
+            print_hosts(run.launcher, options.overrides, options.config_dirs)
         if isinstance(run.launcher, SlurmLauncherConfig):
             print(f"\n{script_of(run, plan, planned_dir(run))}", end="")
         return EXIT_OK

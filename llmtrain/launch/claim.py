@@ -2,7 +2,8 @@
 
 Two locks, which the kernel lets go of when their holders end, however they end:
 
-    logs/launcher.pid    held by the launcher alone: another start is refused at once
+    logs/launcher.pid    held by the launcher alone: another start is refused at once; it says
+                         `PID HOST`, as a shared file system may hold locks for all its hosts
     logs/workers.lock    shared by all workers: a start waits for those whose launcher was killed
 
 The kernel kills workers with their launcher (`lifeline.py`), but one that hangs in a disk's driver
@@ -12,8 +13,10 @@ dies only when that lets go of it.
 import contextlib
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.config.paths import LOGS
@@ -25,6 +28,23 @@ WORKERS = "workers.lock"
 ORPHANS_S = 15.0
 """How long a start waits for workers whose launcher is gone."""
 LOOK_S = 0.1
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that trains in a run directory."""
+
+    pid: int
+    host: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is one of this host."""
+        return self.host == socket.gethostname()
+
+    def __str__(self) -> str:
+        """Name it, for people."""
+        return f"process {self.pid} on {self.host}"
 
 
 @contextlib.contextmanager
@@ -46,32 +66,42 @@ def claimed(run_dir: Path, key: str = "run_dir") -> Iterator[None]:
     os.set_inheritable(descriptor, True)
     try:
         if not _locks(descriptor, fcntl.LOCK_EX):
-            holder = path.read_text().strip() or "unknown"
             raise ConfigError(
-                f"{key}={run_dir} is in use: process {holder} is training in it. Stop that one, "
+                f"{key}={run_dir} is in use: {_written(path) or 'a process'} trains in it. "
+                "Stop that one, "
                 f"or name another folder with {key}=DIR."
             )
         os.truncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
         _wait_for_orphans(run_dir)
         yield
     finally:
         os.close(descriptor)
 
 
-def holder(run_dir: Path) -> int | None:
-    """Return the process on this machine that trains in `run_dir`; None: there is none."""
+def holder(run_dir: Path) -> Holder | None:
+    """Return the process that trains in `run_dir`; None: there is none, or it is just starting.
+
+    It may be one of another host, where the file system holds locks for all of them.
+    """
     path = run_dir / LOGS / LAUNCHER
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:
         return None
     try:
-        return None if _locks(descriptor, fcntl.LOCK_SH) else int(path.read_text())
-    except ValueError:
-        return None  # it is just starting
+        return None if _locks(descriptor, fcntl.LOCK_SH) else _written(path)
     finally:
         os.close(descriptor)
+
+
+def _written(path: Path) -> Holder | None:
+    """Return who wrote the file; None: nobody yet."""
+    try:
+        pid, host = path.read_text().split()
+        return Holder(int(pid), host)
+    except ValueError:
+        return None
 
 
 def hold(run_dir: Path) -> None:

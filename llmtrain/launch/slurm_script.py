@@ -10,6 +10,8 @@ What happened is told by what has been asked, not by exit codes alone (seen unde
   that ends by itself in that time would not be queued again by Slurm.
 - A preemption without one, and `scancel`, send TERM to the script too; the first is queued again by
   Slurm, the second is to end.
+- `scancel` leaves KillWait (30 s) for a save. `llmtrain cancel` signals the agents alone, which has
+  no such limit, and leaves a file in the run directory that tells the script not to requeue.
 - srun exits with 137 where a task was killed, whatever --kill-on-bad-exit makes of the others.
 
 The last task of an array has the array's own id, so tasks are named by ARRAY_TASK.
@@ -22,12 +24,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.config.groups.slurm import SlurmLauncherConfig
+from llmtrain.launch.slurm import CANCELLED
 
 FIRST_PORT, PORTS = 20000, 12000
 """Where ports of jobs are: below those that the kernel gives out by itself."""
 
 RESEND_S = 30
 """How often agents are asked again: a signal is lost on a step that is still being made."""
+
+TRIES, PAUSE_S = 15, 10
+"""How often scontrol is tried, and how far apart: a backup controller takes over after two minutes
+(SlurmctldTimeout), and none answers until then."""
+
+CONNECT_S = 300
+"""How long an agent tries to reach the first node, whose image may be pulled, whose Python may be
+read from a busy file system, for longer than those of others."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,36 @@ stop_agents() {  # asked again until they have ended
     done &
 }
 
-preempted() { [[ $(scontrol show job -o "$job") =~ PreemptTime=[0-9] ]]; }
+told_to_end() { [ "$asked" = TERM ] || [ "$(cat "$cancelled" 2>/dev/null)" = "$job" ]; }
+
+ask_slurm() {  # puts what scontrol says into `told`; tried again, as a failover takes a while
+    local try
+    for ((try = 1; try <= max_tries; try++)); do
+        if told=$(scontrol "$@"); then return 0; fi
+        if told_to_end; then return 1; fi
+        say "scontrol $1 has failed, $try of $max_tries times"
+        [ "$try" -eq "$max_tries" ] || sleep "$pause_s"
+    done
+    return 1
+}
+
+preempted() {
+    if ask_slurm show job -o "$job"; then
+        [[ $told =~ PreemptTime=[0-9] ]]
+    else
+        # No answer is not a no. Who was told to end meanwhile need not know.
+        told_to_end || failed "stopped (exit code $code), and scontrol cannot say why"
+        return 1
+    fi
+}
+
+queue_again() {
+    if ask_slurm requeue "$job"; then
+        say "queued again, $((${SLURM_RESTART_COUNT:-0} + 1)) of $max_requeues times"
+    elif ! told_to_end; then
+        failed "out of time or preempted, and scontrol requeue fails: submit it again"
+    fi
+}
 
 failed() {  # result.json says so, where the agents could not
     say "$1"
@@ -67,18 +107,18 @@ failed() {  # result.json says so, where the agents could not
     exit 1
 }
 
-asked='' running='' restarts=0
+asked='' running='' told='' restarts=0
 trap 'asked=${asked:-USR1}; say "time is nearly up: saving"; [ -z "$running" ] || stop_agents' USR1
 trap 'asked=TERM; say "told to end by Slurm: saving"' TERM
 """
 
 LOOP = r"""
-while [ -z "$asked" ]; do
+while [ -z "$asked" ] && ! told_to_end; do
     agents && code=0 || code=$?
     running=''
     # Killed from outside: start again. Everything else the agents have decided.
     if [ "$code" -le 128 ] || [ "$code" -eq 130 ] || [ "$code" -eq 143 ]; then break; fi
-    if [ -n "$asked" ] || preempted; then break; fi
+    if [ -n "$asked" ] || told_to_end || preempted || told_to_end; then break; fi
     if [ "$restarts" -ge "$max_restarts" ]; then
         failed "an agent was killed (exit code $code): launcher.max_restarts=$max_restarts"
     fi
@@ -88,14 +128,19 @@ done
 code=${code:-143}
 say "agents ended with exit code $code"
 
-if [ "$code" -gt 128 ] && [ "$code" -ne 130 ] && [ "$asked" != TERM ]; then
+if [ "$code" -gt 128 ] && [ "$code" -ne 130 ] && ! told_to_end; then
     if [ "$asked" = USR1 ] || preempted; then
         if [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_requeues" ]; then
             failed "out of time or preempted, not queued again: launcher.max_requeues=$max_requeues"
         fi
-        say "queued again, $((${SLURM_RESTART_COUNT:-0} + 1)) of $max_requeues times"
-        scontrol requeue "$job"
+        queue_again
     fi
+fi
+if [ "$code" -gt 128 ] && [ "$asked" != TERM ] && told_to_end; then
+    say "cancelled, and saved"
+    trap '' TERM
+    rm -f "$cancelled"
+    scancel "$job" || true  # for the job's state: CANCELLED
 fi
 exit "$code"
 """
@@ -130,6 +175,7 @@ def render(
         f"max_restarts={launcher.max_restarts}",
         f"max_requeues={launcher.max_requeues}",
         f"resend_s={RESEND_S}",
+        f"max_tries={TRIES} pause_s={PAUSE_S}",
     ]
     if is_array:
         lines += ["job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID", "case $SLURM_ARRAY_TASK_ID in"]
@@ -138,6 +184,7 @@ def render(
     else:
         [task] = tasks.values()
         lines += ["job=$SLURM_JOB_ID", _task(task)]
+    lines.append(f'cancelled="$run_dir/{CANCELLED}"')
     lines += [*_commands(launcher), FUNCTIONS, *_environment(launcher, code), LOOP]
     return "\n".join(lines).replace("\n\n\n", "\n\n")
 
@@ -208,7 +255,8 @@ def _commands(launcher: SlurmLauncherConfig) -> list[str]:
     return [
         *lines,
         'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-        f'agent+=(--nnodes "$nodes" --rdzv-endpoint "$head:{port}")',
+        f'agent+=(--nnodes "$nodes" --rdzv-endpoint "$head:{port}" '
+        f"--connect-timeout-s {CONNECT_S})",
     ]
 
 

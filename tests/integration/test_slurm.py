@@ -36,12 +36,14 @@ HYBRID = ("strategy=hybrid", "strategy.tp=2", "strategy.dp_replicate=2", "launch
           "launcher.nproc_per_node=2")  # fmt: skip
 
 SITE = """
-# While `slow` stands beside this file, rank 0 takes a third of a second for every line of metrics.
-import json, pathlib, time
+# While `slow` stands beside this file, rank 0 takes a third of a second for every line of metrics,
+# or the seconds that it holds.
+import contextlib, json, pathlib, time
 slow, dumps = pathlib.Path(__file__).with_name("slow"), json.dumps
 def slowed(value, *args, **kwargs):
-    if isinstance(value, dict) and "loss" in value and slow.exists():
-        time.sleep(0.33)
+    if isinstance(value, dict) and "loss" in value:
+        with contextlib.suppress(OSError):
+            time.sleep(float(slow.read_text() or 0.33))
     return dumps(value, *args, **kwargs)
 json.dumps = slowed
 """
@@ -232,7 +234,10 @@ def test_a_run_that_is_cancelled_has_saved(desk: Desk) -> None:
     here = [word for word in TINY if not word.startswith("launcher")]
     local = desk.llmtrain("train", *here, f"run_dir={run.run_dir}", code=2)
     assert in_use in in_one_line(local.stderr)
+    desk.slow.write_text("35")  # a step that takes longer than KillWait leaves for a save
+    run.wait_for_step(run.steps[-1] + 1)
     desk.llmtrain("cancel", "run")
+    assert "told to end by Slurm" not in run.said
     assert desk.slurm.state(run.job_id) == "CANCELLED"
     assert run.result["status"] == "preempted" and 3 <= run.result["step"] < 1000
     assert [p.name for p in (run.run_dir / "checkpoints").glob("step_*")] == [

@@ -18,10 +18,12 @@ from llmtrain.launch import slurm
 Commands = Callable[..., None]
 
 SCONTROL = """#!/bin/sh
-# Answers about job $4 with the next line of answers.$4; "-": not at all.
+# Answers about job $4 with the next line of answers.$4; "-": not at all;
+# "gone": there is no such job.
 read -r state < {folder}/answers.$4
 sed -i 1d {folder}/answers.$4
 [ "$state" = - ] && exit 1
+[ "$state" = gone ] && echo "slurm_load_jobs error: Invalid job id specified" >&2 && exit 1
 echo "JobId=$4 JobState=$state Reason=None"
 """
 
@@ -82,7 +84,7 @@ def test_a_run_and_an_array_that_slurm_has_forgotten_have_ended(
     job = slurm.keep(tmp_path / "0", "a0")
     for waited in (lambda: wait(tmp_path / "0", job, 0.01),
                    lambda: wait_for_array(tmp_path, [0], 0.01)):  # fmt: skip
-        answers(tmp_path, a0="RUNNING - - RUNNING - - - never")
+        answers(tmp_path, a0="RUNNING - - RUNNING - - - - gone never")
         result(tmp_path / "0", "completed")
         assert waited() == 0
         assert left(tmp_path, "a0") == ["never"]

@@ -16,7 +16,7 @@ import pytest
 
 from llmtrain.config.groups.slurm import SlurmLauncherConfig, seconds
 from llmtrain.errors import ConfigError
-from llmtrain.launch.slurm_script import FIRST_PORT, PORTS, Task, render
+from llmtrain.launch.slurm_script import FIRST_PORT, PAUSE_S, PORTS, TRIES, Task, render
 from tests.support.waiting import wait_until
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,7 +77,14 @@ STAND_INS = {
     "scancel": '[ -e "$STAGE/deaf" ] || touch "$STAGE/stopped"',
     "scontrol": """
         case "$1 $2" in
-            "show hostnames") printf 'node1\\nnode2\\n' ;;
+            "show hostnames") printf 'node1\\nnode2\\n'; exit ;;
+        esac
+        if [ -s "$STAGE/down" ]; then
+            sed -i 1d "$STAGE/down"
+            echo "Unable to contact slurm controller (connect failure)" >&2
+            exit 1
+        fi
+        case "$1 $2" in
             "show job") cat "$STAGE/job" ;;
         esac""",
     "module": "true",
@@ -106,6 +113,10 @@ class Stage:
         """Have srun exit with `codes` in turn, then 0, and scontrol show `job`."""
         (self.folder / "codes").write_text("".join(f"{code}\n" for code in codes))
         (self.folder / "job").write_text(job)
+
+    def controller_fails(self, times: int) -> None:
+        """Have scontrol fail where it needs the controller, `times` times."""
+        (self.folder / "down").write_text("\n" * times)
 
     def start(self, text: str, **env: str) -> None:
         (self.folder / "job.sh").write_text(text)
@@ -163,7 +174,7 @@ def test_one_agent_a_node_meets_at_the_first(stage: Stage) -> None:
         "--container-mounts=/data:/data,/home", "--cpu-bind=none", "--nodes=2", "--ntasks=2",
         "/usr/bin/python3", "-P", "-m", "llmtrain.agent", "/scratch/runs/books/1",
         "--nproc-per-node", "8", "--nnodes", "2",
-        "--rdzv-endpoint", f"node1:{FIRST_PORT + 77 % PORTS}",
+        "--rdzv-endpoint", f"node1:{FIRST_PORT + 77 % PORTS}", "--connect-timeout-s", "300",
     ]  # fmt: skip
     assert stage.calls("module") == [["load", "cuda/12.4"], ["load", "nccl"]]
 
@@ -308,6 +319,78 @@ def test_who_is_told_to_end_is_not_queued_again(stage: Stage, also: list[signal.
     (stage.folder / "stopped").touch()
     assert stage.end() == 143
     assert requeues(stage) == []
+
+
+BRISK = RUN.replace(f"pause_s={PAUSE_S}", "pause_s=0.02")
+PREEMPTED = "JobState=RUNNING PreemptTime=2026-01-01T00:00:00"
+
+
+def test_a_requeue_that_fails_at_first_is_tried_again(stage: Stage) -> None:
+    stage.told(codes=[143])
+    stage.controller_fails(2)
+    begin(stage, BRISK).send_signal(signal.SIGUSR1)
+    assert stage.end() == 143
+    assert requeues(stage) == [["requeue", "77"]] * 3
+    before, again, after = stage.said.partition("queued again, 1 of 3 times")
+    assert again and "2 of 15 times" in before and "failed" not in after
+
+
+def test_a_requeue_that_always_fails_is_a_failed_run(stage: Stage) -> None:
+    stage.told(codes=[143])
+    stage.controller_fails(1000)
+    begin(stage, BRISK).send_signal(signal.SIGUSR1)
+    assert stage.end() == 1
+    assert len(requeues(stage)) == TRIES
+    assert "queued again, " not in stage.said
+    *_, outcome = stage.calls()
+    assert "llmtrain.launch.outcome" in outcome and "scontrol requeue fails" in outcome[-1]
+
+
+@pytest.mark.parametrize("code", [143, 137])
+def test_no_answer_is_not_a_no_to_whether_it_was_preempted(stage: Stage, code: int) -> None:
+    stage.told(codes=[code], job=PREEMPTED)
+    stage.controller_fails(2)
+    assert stage.run(BRISK) == code
+    assert requeues(stage) == [["requeue", "77"]] and len(stage.calls()) == 1
+    (stage.folder / "calls").unlink()
+    stage.told(codes=[code], job=PREEMPTED)
+    stage.controller_fails(1000)
+    assert stage.run(BRISK) == 1
+    agent, outcome = stage.calls()
+    assert "llmtrain.agent" in agent and "scontrol cannot say why" in outcome[-1]
+
+
+def test_who_is_told_to_end_while_it_cannot_be_queued_again_ends(stage: Stage) -> None:
+    stage.told(codes=[143])
+    stage.controller_fails(1000)
+    process = begin(stage, RUN.replace(f"pause_s={PAUSE_S}", "pause_s=0.5"))
+    process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: "has failed, 1 of" in stage.said, "a try")
+    process.send_signal(signal.SIGTERM)
+    assert stage.end() == 143
+    assert len(stage.calls()) == 1 and len(requeues(stage)) <= 2
+
+
+@pytest.mark.parametrize("code", [143, 137])
+def test_a_cancelled_run_ends_the_job_itself_once_it_has_saved(stage: Stage, code: int) -> None:
+    stage.told(codes=[code], job=PREEMPTED)
+    (stage.folder / "slurm").mkdir()
+    cancelled = stage.folder / "slurm" / "cancelled"
+    text = script(PLAIN, str(stage.folder))
+    begin(stage, text)
+    cancelled.write_text("77\n")
+    (stage.folder / "stopped").touch()
+    assert stage.end() == code
+    assert stage.calls("scancel") == [["77"]] and requeues(stage) == []
+    assert len(stage.calls()) == 1 and not cancelled.exists()
+
+
+def test_what_an_earlier_job_was_told_does_not_count(stage: Stage) -> None:
+    stage.told(codes=[143], job=PREEMPTED)
+    (stage.folder / "slurm").mkdir()
+    (stage.folder / "slurm" / "cancelled").write_text("76\n")
+    assert stage.run(script(PLAIN, str(stage.folder))) == 143
+    assert stage.calls("scancel") == [] and requeues(stage) == [["requeue", "77"]]
 
 
 def test_requeues_are_bounded(stage: Stage) -> None:

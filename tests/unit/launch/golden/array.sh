@@ -21,17 +21,19 @@ nodes=2
 max_restarts=3
 max_requeues=20
 resend_s=30
+max_tries=15 pause_s=10
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 case $SLURM_ARRAY_TASK_ID in
 0) run_dir=/s/0 arguments=(--nproc-per-node 8) ;;
 1) run_dir=/s/1 arguments=(--nproc-per-node 8) ;;
 2) run_dir=/s/2 arguments=(--nproc-per-node 8) ;;
 esac
+cancelled="$run_dir/slurm/cancelled"
 step=(--ntasks-per-node=1 --kill-on-bad-exit=1 --cpus-per-task=96 '--container-image=nvcr.io#nvidia/pytorch:25.01-py3' --container-mounts=/data:/data,/home --cpu-bind=none)
 agent=(/usr/bin/python3 -P -m llmtrain.agent "$run_dir" "${arguments[@]}")
 outcome=(/usr/bin/python3 -P -m llmtrain.launch.outcome "$run_dir")
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-agent+=(--nnodes "$nodes" --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 12000))")
+agent+=(--nnodes "$nodes" --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 12000))" --connect-timeout-s 300)
 
 say() { printf '%s slurm: %s\n' "$(date +%FT%T)" "$*"; }
 
@@ -52,7 +54,36 @@ stop_agents() {  # asked again until they have ended
     done &
 }
 
-preempted() { [[ $(scontrol show job -o "$job") =~ PreemptTime=[0-9] ]]; }
+told_to_end() { [ "$asked" = TERM ] || [ "$(cat "$cancelled" 2>/dev/null)" = "$job" ]; }
+
+ask_slurm() {  # puts what scontrol says into `told`; tried again, as a failover takes a while
+    local try
+    for ((try = 1; try <= max_tries; try++)); do
+        if told=$(scontrol "$@"); then return 0; fi
+        if told_to_end; then return 1; fi
+        say "scontrol $1 has failed, $try of $max_tries times"
+        [ "$try" -eq "$max_tries" ] || sleep "$pause_s"
+    done
+    return 1
+}
+
+preempted() {
+    if ask_slurm show job -o "$job"; then
+        [[ $told =~ PreemptTime=[0-9] ]]
+    else
+        # No answer is not a no. Who was told to end meanwhile need not know.
+        told_to_end || failed "stopped (exit code $code), and scontrol cannot say why"
+        return 1
+    fi
+}
+
+queue_again() {
+    if ask_slurm requeue "$job"; then
+        say "queued again, $((${SLURM_RESTART_COUNT:-0} + 1)) of $max_requeues times"
+    elif ! told_to_end; then
+        failed "out of time or preempted, and scontrol requeue fails: submit it again"
+    fi
+}
 
 failed() {  # result.json says so, where the agents could not
     say "$1"
@@ -60,7 +91,7 @@ failed() {  # result.json says so, where the agents could not
     exit 1
 }
 
-asked='' running='' restarts=0
+asked='' running='' told='' restarts=0
 trap 'asked=${asked:-USR1}; say "time is nearly up: saving"; [ -z "$running" ] || stop_agents' USR1
 trap 'asked=TERM; say "told to end by Slurm: saving"' TERM
 
@@ -70,12 +101,12 @@ ulimit -l unlimited
 export HF_HOME="$SCRATCH/hf"
 export PYTHONPATH=/s/0/code${PYTHONPATH:+:$PYTHONPATH}
 
-while [ -z "$asked" ]; do
+while [ -z "$asked" ] && ! told_to_end; do
     agents && code=0 || code=$?
     running=''
     # Killed from outside: start again. Everything else the agents have decided.
     if [ "$code" -le 128 ] || [ "$code" -eq 130 ] || [ "$code" -eq 143 ]; then break; fi
-    if [ -n "$asked" ] || preempted; then break; fi
+    if [ -n "$asked" ] || told_to_end || preempted || told_to_end; then break; fi
     if [ "$restarts" -ge "$max_restarts" ]; then
         failed "an agent was killed (exit code $code): launcher.max_restarts=$max_restarts"
     fi
@@ -85,13 +116,18 @@ done
 code=${code:-143}
 say "agents ended with exit code $code"
 
-if [ "$code" -gt 128 ] && [ "$code" -ne 130 ] && [ "$asked" != TERM ]; then
+if [ "$code" -gt 128 ] && [ "$code" -ne 130 ] && ! told_to_end; then
     if [ "$asked" = USR1 ] || preempted; then
         if [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_requeues" ]; then
             failed "out of time or preempted, not queued again: launcher.max_requeues=$max_requeues"
         fi
-        say "queued again, $((${SLURM_RESTART_COUNT:-0} + 1)) of $max_requeues times"
-        scontrol requeue "$job"
+        queue_again
     fi
+fi
+if [ "$code" -gt 128 ] && [ "$asked" != TERM ] && told_to_end; then
+    say "cancelled, and saved"
+    trap '' TERM
+    rm -f "$cancelled"
+    scancel "$job" || true  # for the job's state: CANCELLED
 fi
 exit "$code"

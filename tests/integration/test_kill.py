@@ -94,8 +94,8 @@ def test_one_replica_that_is_asked_to_stop_has_all_save_the_same_step(tmp_path: 
     launcher = subprocess.Popen(
         command(cut, *apart), env=environment(), stderr=subprocess.DEVNULL
     )  # fmt: skip
-    log = cut / "logs" / "rank_1.log"
-    wait_until(lambda: log.is_file() and "training" in log.read_text(), "rank 1 to train")
+    place = cut / "logs" / "rank_1.place"
+    wait_until(lambda: place.is_file() and place.read_text().startswith("step"), "rank 1 to train")
     os.kill(workers(cut)[-1], signal.SIGTERM)
     assert launcher.wait(timeout=DEADLINE_S) == 143
     result = json.loads((cut / "result.json").read_text())

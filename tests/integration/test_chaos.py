@@ -159,7 +159,7 @@ def final_weights(run_dir: Path, step: int = STEPS) -> dict[str, bytes]:
 
 
 @LINUX
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_hundred_deaths_change_nothing(layout: str, tmp_path: Path) -> None:
     words = LAYOUTS[layout]

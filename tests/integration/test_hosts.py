@@ -124,8 +124,9 @@ def test_what_cannot_be_reached_is_named(two: Room) -> None:
 @SLOW
 def test_within_thirty_seconds_by_default(two: Room) -> None:
     program = two.start(1, "strategy=data", endpoint="hots0:29500")
-    assert program.ended(120) == 2
-    # Of the thirty the import of torch may take ten; on a busy machine it takes more.
+    began = time.monotonic()
+    assert program.ended(60) == 2
+    assert time.monotonic() - began < 30
     assert "tried for 20 s" in flat(program.err)
 
 

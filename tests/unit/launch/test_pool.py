@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.launch.pool import Pool
-from tests.support.waiting import wait_until
+from tests.support.waiting import eventually, wait_until
 
 CHILD = """
 import os, pathlib, signal, sys, time
@@ -146,7 +146,7 @@ def test_children_die_with_a_parent_that_is_killed(stage: Stage) -> None:
     parent.kill()
     parent.wait()
     try:
-        wait_until(lambda: not any(map(_lives, pids)), "the end of the children", 30)
+        assert eventually(lambda: not any(map(_lives, pids)), 30)
     finally:
         for pid in filter(_lives, pids):
             os.kill(pid, signal.SIGKILL)

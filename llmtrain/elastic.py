@@ -115,6 +115,7 @@ class Agent(LocalElasticAgent):
         """The first signal."""
         self.since, self.before = time.time(), Kills.now()
         """When this attempt began, unix s, and what the kernel had killed by then."""
+        self.began = self.since
 
     def on_signal(self, signum: int, frame: types.FrameType | None) -> None:
         """Remember the first signal; later ones change nothing."""
@@ -211,7 +212,7 @@ class Agent(LocalElasticAgent):
         end_children(self.pids, signal.SIGKILL, 0.0)
         assert self._meeting is not None
         lost = self._meeting.node.endpoint
-        os._exit(report_host(self._run_dir, [], since=self.since, lost=lost))
+        os._exit(report_host(self._run_dir, [], since=self.since, began=self.began, lost=lost))
 
 
 def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., Any]], None]) -> int:
@@ -299,7 +300,9 @@ def _run(agent: Agent, meeting: Meeting, run_dir: Path) -> int:
             return EXIT_OK
         failures = agent.failures(result) if result is not None else []
         leave_word(run_dir, failures)
-        return report_host(run_dir, failures, since=agent.since, before=agent.before)
+        return report_host(
+            run_dir, failures, since=agent.since, began=agent.began, before=agent.before
+        )
     except SignalException:
         ranks = [worker.global_rank for worker in agent.get_worker_group().workers]
         return _after_signal(run_dir, ranks, agent, tells=0 in ranks or meeting.leads)
@@ -307,7 +310,9 @@ def _run(agent: Agent, meeting: Meeting, run_dir: Path) -> int:
         log.warning("the meeting broke up", exc_info=error)
         if not agent.has_met:
             return report_incomplete(run_dir, meeting.incomplete(), since=agent.since)
-        return report_host(run_dir, [], since=agent.since, lost=meeting.node.endpoint)
+        return report_host(
+            run_dir, [], since=agent.since, began=agent.began, lost=meeting.node.endpoint
+        )
 
 
 def _spec(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from llmtrain.checkpoint.newest import goes_on
 from llmtrain.commands.options import Options
-from llmtrain.commands.submit import read_status
 from llmtrain.commands.task import check_run
 from llmtrain.config.paths import CONFIG
+from llmtrain.config.result import read_result
 from llmtrain.config.store import load_run_config
 from llmtrain.errors import EXIT_BUG, EXIT_OK, ConfigError
 from llmtrain.launch import slurm
@@ -48,12 +48,14 @@ def run_cancel(options: Options) -> int:
         what = str(process)
         ended = _wait(lambda: holder(folder) is None, wait_s)
     else:
-        show_note(f"{name} is not running: {read_status(folder) or 'it has not been started'}")
+        show_note(
+            f"{name} is not running: {read_result(folder).get('status', 'it has not been started')}"
+        )
         return EXIT_OK
     if not ended:
         show_error("still running", f"{what} was told to end, and has not in {wait_s:.0f} s.")
         return EXIT_BUG
-    status = read_status(folder) or "it had not begun"
+    status = read_result(folder).get("status", "it had not begun")
     after = f": {status}. {goes_on(folder)}" if (folder / CONFIG).is_file() else ""
     show_note(f"{what} has ended{after}")
     return EXIT_OK

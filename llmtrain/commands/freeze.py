@@ -7,7 +7,15 @@ from pathlib import Path
 
 import yaml
 
-from llmtrain.config.paths import CONFIG, OVERRIDES, PLAN, default_run_dir, make_run_dir
+from llmtrain.checkpoint.compatible import check_newest
+from llmtrain.config.paths import (
+    CHECKPOINTS,
+    CONFIG,
+    OVERRIDES,
+    PLAN,
+    default_run_dir,
+    make_run_dir,
+)
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import to_yaml
@@ -31,8 +39,15 @@ def freeze(run: RunConfig, plan: Plan, overrides: Sequence[str], run_dir: Path) 
     kept as config.1.yaml and overrides.1.yaml, then .2, ... where it differs.
 
     Raises:
-        ConfigError: when a file cannot be written.
+        ConfigError: when a file cannot be written, or its newest checkpoint is of another model.
     """
+    # Before config.yaml is replaced: a refused start must leave the run as it was.
+    check_newest(
+        run_dir / CHECKPOINTS,
+        model=dataclasses.asdict(run.model),
+        optimizer=run.optimizer.name,
+        tokenizer=run.tokenizer.name,
+    )
     resumed = (run_dir / CONFIG).is_file()
     try:
         config = to_yaml(run)

@@ -9,7 +9,7 @@ from pathlib import Path
 from llmtrain.checkpoint.newest import newest_step
 from llmtrain.commands.options import Options
 from llmtrain.commands.show import plain_table
-from llmtrain.commands.submit import read_status
+from llmtrain.config.result import read_result
 from llmtrain.console import make_console
 from llmtrain.errors import EXIT_OK, ConfigError
 from llmtrain.launch import slurm
@@ -77,7 +77,7 @@ def submitted_runs(folders: Iterable[Path]) -> Iterator[tuple[Path, slurm.Submit
 
 def _row(run: Path, job: slurm.Submitted) -> Row:
     now = slurm.ask(job.job_id)
-    status = None if now.is_active else read_status(run)
+    status = None if now.is_active else read_result(run).get("status")
     return Row(
         str(run), job.job_id, now.state, now.reason, status, last_step(run), newest_step(run),
         now.requeues,

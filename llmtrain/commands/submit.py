@@ -1,21 +1,20 @@
 """`llmtrain train launcher=slurm`: freeze the run, copy the code, write the script, submit it."""
 
 import dataclasses
-import json
 import shlex
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmtrain.checkpoint.compatible import check_newest
 from llmtrain.commands.freeze import freeze, run_folder
 from llmtrain.config.groups.served import ServedConfig
 from llmtrain.config.groups.slurm import SlurmLauncherConfig
-from llmtrain.config.paths import CHECKPOINTS, LOGS, RESULT
+from llmtrain.config.paths import LOGS
 from llmtrain.config.plan import Plan
+from llmtrain.config.result import EXIT_CODES, read_result
 from llmtrain.config.schema import RunConfig
-from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, ConfigError
+from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, ConfigError
 from llmtrain.launch import slurm
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.slurm_script import Task, render
@@ -23,8 +22,6 @@ from llmtrain.panel import show_note
 
 MARGIN_S = 20
 """How long before the time limit the last word on a checkpoint is."""
-
-EXITS = {"completed": EXIT_OK, "stopped": EXIT_SIGINT, "preempted": EXIT_SIGTERM}
 
 
 def launcher_of(run: RunConfig) -> SlurmLauncherConfig:
@@ -107,10 +104,6 @@ def _submit(
     Raises:
         ConfigError: when it cannot be frozen or submitted.
     """
-    check_newest(
-        run_dir / CHECKPOINTS, model=dataclasses.asdict(run.model),
-        optimizer=run.optimizer.name, tokenizer=run.tokenizer.name,
-    )  # fmt: skip
     resumed = freeze(run, plan, overrides, run_dir)
     slurm.snapshot(run_dir)
     script = run_dir / slurm.SCRIPT
@@ -141,20 +134,9 @@ def wait(run_dir: Path, submitted: slurm.Submitted, poll_s: float) -> int:
         show_note(f"\njob {submitted.job_id} goes on without this command; to end it: "
                   f"llmtrain cancel {shlex.quote(str(run_dir))}")  # fmt: skip
         return EXIT_SIGINT
-    status = read_status(run_dir, since=submitted.submitted)
+    status = read_result(run_dir, since=submitted.submitted).get("status", "")
     show_note(f"{run_dir}: {status or 'has ended without a word; see logs/slurm-*.out'}")
-    return EXITS.get(status or "", EXIT_BUG)
-
-
-def read_status(run_dir: Path, *, since: float = 0.0) -> str | None:
-    """Return the status in result.json; None: there is none, or none as young as `since`."""
-    path = run_dir / RESULT
-    try:
-        if path.stat().st_mtime < since:
-            return None
-        return str(json.loads(path.read_text())["status"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return EXIT_CODES.get(status, EXIT_BUG)
 
 
 def planned_dir(run: RunConfig) -> Path:

@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from llmtrain.commands.submit import launcher_of, read_status, task_of
+from llmtrain.commands.submit import launcher_of, task_of
 from llmtrain.config.groups.slurm import SlurmLauncherConfig
 from llmtrain.config.paths import CONFIG, LOGS
 from llmtrain.config.plan import load_plan
+from llmtrain.config.result import read_result
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
 from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, ConfigError
@@ -79,7 +80,7 @@ def wait_for_array(folder: Path, numbers: Sequence[int], poll_s: float) -> int:
         show_note("\nthe array goes on without this command; to end it: "
                   f"llmtrain cancel {shlex.quote(str(folder))}")  # fmt: skip
         return EXIT_SIGINT
-    done = all(read_status(folder / str(number)) == "completed" for number in numbers)
+    done = all(read_result(folder / str(number)).get("status") == "completed" for number in numbers)
     return EXIT_OK if done else EXIT_BUG
 
 

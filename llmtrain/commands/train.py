@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmtrain.checkpoint.compatible import check_newest
 from llmtrain.commands.freeze import freeze, run_folder
 from llmtrain.commands.options import Options
 from llmtrain.commands.show import print_hosts, print_plan
@@ -14,7 +13,7 @@ from llmtrain.config.extras import check_extras
 from llmtrain.config.groups.cloud import CloudLauncherConfig
 from llmtrain.config.groups.launcher import TorchrunLauncherConfig
 from llmtrain.config.groups.slurm import SlurmLauncherConfig
-from llmtrain.config.paths import CHECKPOINTS, METRICS
+from llmtrain.config.paths import METRICS
 from llmtrain.config.plan import Plan, make_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import to_yaml
@@ -168,13 +167,6 @@ def start(
     run_dir = run_folder(run)
     refuse_active(run_dir)
     with claimed(run_dir):
-        # Before the folder's config is replaced: a refused start must leave the run as it was.
-        check_newest(
-            run_dir / CHECKPOINTS,
-            model=dataclasses.asdict(run.model),
-            optimizer=run.optimizer.name,
-            tokenizer=run.tokenizer.name,
-        )
         if freeze(run, plan, overrides, run_dir) and (run_dir / METRICS).is_file():
             show_note(f"resuming {run_dir}")
         if not is_rank:

@@ -6,7 +6,6 @@ RUN_DIR/verify.json                            every run and every comparison
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,9 @@ from llmtrain.commands.compose import Composer, composer
 from llmtrain.commands.freeze import freeze, run_folder
 from llmtrain.commands.options import Options
 from llmtrain.commands.train import plan_run
-from llmtrain.config.paths import LOGS, RESULT, make_run_dir
+from llmtrain.config.paths import LOGS, make_run_dir
 from llmtrain.config.plan import Plan
+from llmtrain.config.result import read_result
 from llmtrain.config.schema import RunConfig, VerifyRunConfig, run_of
 from llmtrain.config.store import to_yaml
 from llmtrain.config.verify import (
@@ -248,11 +248,7 @@ def _run_one(one: Planned, run_dir: Path) -> int:
 
 def _error(run_dir: Path) -> str:
     """Return what result.json says of a failure."""
-    try:
-        error = json.loads((run_dir / RESULT).read_text()).get("error")
-    except (OSError, ValueError, AttributeError):
-        error = None
-    return str(error or "it ended without a word")
+    return str(read_result(run_dir).get("error") or "it ended without a word")
 
 
 def _tell_end(run: StrategyRun, folder: Path, *, stopped: bool) -> None:

@@ -10,12 +10,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from llmtrain.config.groups.sweep import SweepConfig
-from llmtrain.config.paths import RESULT
+from llmtrain.config.result import EXIT_CODES, read_result
 from llmtrain.durable import replace_text
-from llmtrain.errors import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, ConfigError
+from llmtrain.errors import ConfigError
 
 SUMMARY = "sweep.json"
 VERSION = 1
@@ -106,12 +105,7 @@ class SweepRecord:
 
     def collect(self, job: Job, *, since: float | None = None) -> None:
         """Complete a job by its result.json, where one was written after `since` (unix s)."""
-        path = self.run_dir(job) / RESULT
-        try:
-            fresh = since is None or path.stat().st_mtime >= since
-            result: dict[str, Any] = dict(json.loads(path.read_text())) if fresh else {}
-        except (OSError, ValueError, TypeError):
-            result = {}
+        result = read_result(self.run_dir(job), since=since or 0.0)
         if not result:
             return
         job.status, job.error = str(result.get("status", job.status)), result.get("error")
@@ -126,7 +120,7 @@ class SweepRecord:
             exit_code: As Popen says it; 130 or 143 where the sweep has ended it.
             since: When it was started, unix s.
         """
-        known = {EXIT_OK: "completed", EXIT_SIGINT: "stopped", EXIT_SIGTERM: "preempted"}
+        known = {code: status for status, code in EXIT_CODES.items()}
         job.exit_code, job.error = exit_code, None
         job.status = known.get(exit_code, "failed")
         if job.status == "failed":

@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmtrain.config.paths import LOGS, RESULT
-from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
+from llmtrain.config.paths import LOGS
+from llmtrain.config.result import EXIT_CODES, read_result
+from llmtrain.errors import EXIT_BUG, EXIT_USER
 from llmtrain.launch.failure import (
     Failure,
     complete_result,
@@ -27,8 +28,6 @@ from llmtrain.panel import show_error, show_note
 WORD_S = 3.0
 """How long a host whose ranks only lost a peer waits for another's word of why."""
 
-JUST_S = 60.0
-"""How long ago the result of another host may be, seconds, to be of this attempt."""
 SKEW_S = 5.0
 """How far apart the clocks of two hosts may be."""
 
@@ -50,6 +49,7 @@ def report_host(
     failures: list[Failure],
     *,
     since: float,
+    began: float,
     before: Kills | None = None,
     lost: str | None = None,
 ) -> int:
@@ -59,6 +59,7 @@ def report_host(
         run_dir: The run directory.
         failures: Those of this host's ranks; none: it ended because of another host.
         since: When this attempt began, unix s.
+        began: When the first attempt of this start did, unix s.
         before: The kernel's counters when it began.
         lost: Where the first host was to be reached, which it may be no longer.
     """
@@ -67,7 +68,7 @@ def report_host(
     other = _await_other(run_dir, {f.rank for f in failures}, since) if is_echo else None
     if other is None and failures:
         return report_failure(run_dir, failures, since=since, before=before)
-    if other is None and (code := _stopped(run_dir)):
+    if other is None and (code := _stopped(run_dir, began - SKEW_S)):
         show_note(f"{stop_status(code)} on another host")
         return code
     if other is None:
@@ -92,18 +93,13 @@ def report_incomplete(run_dir: Path, message: str, *, since: float) -> int:
     return EXIT_BUG
 
 
-def _stopped(run_dir: Path) -> int | None:
+def _stopped(run_dir: Path, since: float) -> int | None:
     """Return the exit code of a run that another host has just ended by a signal; None: it has not.
 
     A stop while workers start leaves the others without a peer: there is nothing to agree about.
     """
-    path = run_dir / RESULT
-    try:
-        status, when = json.loads(path.read_text())["status"], path.stat().st_mtime
-    except (OSError, ValueError, KeyError):
-        return None
-    codes = {"stopped": EXIT_SIGINT, "preempted": EXIT_SIGTERM}
-    return codes.get(status) if time.time() - when < JUST_S else None
+    status = read_result(run_dir, since=since).get("status")
+    return EXIT_CODES[status] if status in ("stopped", "preempted") else None
 
 
 def _await_other(run_dir: Path, own: set[int], since: float) -> Failure | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.config.paths import HANG_REPORT, LOGS, RESULT, place_path
+from llmtrain.config.result import read_result
 from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER
 from llmtrain.launch.kills import Kills
 from llmtrain.log import log_path
@@ -307,11 +308,7 @@ def complete_result(run_dir: Path, status: str, error: str | None, *, since: flo
         Whether it was written: nobody has told how the run ended.
     """
     path = run_dir / RESULT
-    try:
-        written = dict(json.loads(path.read_text()))
-        fresh = path.stat().st_mtime >= since
-    except (OSError, ValueError, TypeError):
-        written, fresh = {}, False
+    written, fresh = read_result(run_dir), bool(read_result(run_dir, since=since))
     # Rank 0 writes "failed" with its own error, which may only be that another rank is gone; or
     # "preempted", which may only be the agent's SIGTERM, since another rank is gone.
     if fresh and (status != "failed" or written.get("status") not in ("failed", "preempted")):

@@ -20,11 +20,9 @@ from typing import Any, NoReturn
 from llmtrain.config.groups.launcher import split_endpoint
 from llmtrain.distributed.node import Node, node_rank
 from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER, UserError
-from llmtrain.lifeline import PARENT_ENV, die_with_parent
+from llmtrain.lifeline import PARENT_ENV, STOP_SIGNALS, die_with_parent
 from llmtrain.panel import show_user_error
 from llmtrain.startup import uncollected
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def _exit_at_once(signum: int, frame: types.FrameType | None) -> NoReturn:
@@ -34,7 +32,7 @@ def _exit_at_once(signum: int, frame: types.FrameType | None) -> NoReturn:
 
 def handle(handler: Callable[..., Any]) -> None:
     """Have `handler` called for every signal that ends a run."""
-    for signum in SIGNALS:
+    for signum in STOP_SIGNALS:
         signal.signal(signum, handler)
 
 

@@ -1,4 +1,4 @@
-"""A process that ends when its parent does. Standard library only."""
+"""What ends a process of a run: signals, and the end of its parent. Standard library only."""
 
 import ctypes
 import os
@@ -7,6 +7,9 @@ import sys
 
 PARENT_ENV = "LLMTRAIN_PARENT_PID"
 """The process id of the launcher, for `die_with_parent` to notice that it died before the call."""
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""What asks to save and stop. SIGUSR1 is what schedulers send ahead of time (Slurm's --signal)."""
 
 _PR_SET_PDEATHSIG = 1
 

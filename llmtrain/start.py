@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM, EXIT_USER, UserError
-from llmtrain.lifeline import die_with_parent
+from llmtrain.lifeline import STOP_SIGNALS, die_with_parent
 
 
 def _exit_at_once(signum: int, frame: types.FrameType | None) -> NoReturn:
@@ -24,7 +24,7 @@ def _exit_at_once(signum: int, frame: types.FrameType | None) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train from the run directory that `argv` names; return the exit code."""
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for signum in STOP_SIGNALS:
         signal.signal(signum, _exit_at_once)
     die_with_parent()
     # After that: the imports take a tenth of a second.

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM
-from llmtrain.lifeline import PARENT_ENV
+from llmtrain.lifeline import PARENT_ENV, STOP_SIGNALS
 
 PROCESS_ENV = "LLMTRAIN_PROCESS"
 """The number of a process among all of a run, where that is not its rank."""
@@ -101,7 +101,7 @@ class _Forwarder:
 def handling(handler: Callable[[int, types.FrameType | None], None]) -> Iterator[None]:
     """Have `handler` called inside for every signal that ends a run."""
     before: dict[signal.Signals, Any] = {}
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    for signum in STOP_SIGNALS:
         # nohup stays in force; SIGINT is handled even where a shell's `&` had it ignored.
         if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
             before[signum] = signal.signal(signum, handler)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from llmtrain.launch.process import as_sent
+from llmtrain.lifeline import STOP_SIGNALS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 DEAF_S = 10.0
 """How long the main thread may take to hear a signal, before this thread acts on it."""
 PROBE_S = 5.0
@@ -62,7 +62,7 @@ class Warden(threading.Thread):
         while True:
             ready, _, _ = select.select([self._reads], [], [], PROBE_S)
             if ready:
-                got = [signum for signum in os.read(self._reads, 64) if signum in SIGNALS]
+                got = [signum for signum in os.read(self._reads, 64) if signum in STOP_SIGNALS]
                 asked = asked or ((as_sent(got[0]), time.monotonic()) if got else None)
             if asked and not self._is_heard() and time.monotonic() - asked[1] > DEAF_S:
                 self._stop_all(asked[0])

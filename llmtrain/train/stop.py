@@ -15,9 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from llmtrain.errors import EXIT_SIGINT, EXIT_SIGTERM
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-"""What asks a worker to stop. SIGUSR1 is what schedulers send ahead of time (Slurm's --signal)."""
+from llmtrain.lifeline import STOP_SIGNALS
 
 LAST_WORDS_S = 5.0
 """How long telling that the time is over may take, on a disk that may be what hangs."""
@@ -58,7 +56,7 @@ class StopRequest:
 
     def install(self) -> None:
         """Take over the signals. To be called in the main thread."""
-        for signum in SIGNALS:
+        for signum in STOP_SIGNALS:
             # nohup stays in force.
             if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
                 signal.signal(signum, self._handle)
@@ -100,7 +98,7 @@ class StopRequest:
             for signum in os.read(reads, 64):
                 if signum == signal.SIGINT and self._heard is not None:
                     os._exit(EXIT_SIGINT)
-                if signum in SIGNALS:
+                if signum in STOP_SIGNALS:
                     self._heard = self._heard or signum
                     self._asked_s = self._asked_s or time.monotonic()
         self._leave()

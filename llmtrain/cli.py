@@ -118,6 +118,18 @@ def run(argv: Sequence[str]) -> int:
         asked = options.has("--help")
         show_help(options, stderr=not asked)
         return EXIT_OK if asked else EXIT_USER
+    if options.command == "train":
+        from llmtrain.commands.rank import run_rank
+        from llmtrain.launch import foreign
+
+        if foreign.rank() is not None:
+            return run_rank(options, _handle)
+    return _handle(options)
+
+
+def _handle(options: Options) -> int:
+    """Run the command of `options`."""
+    assert options.command is not None
     if options.overrides:
         from llmtrain.commands.refuse import check_words
 

@@ -30,6 +30,10 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be loaded: names the folder, what is wrong with it and a fix."""
 
 
+class RefusedElsewhereError(UserError):
+    """Rank 0 has refused and told the user; this rank only ends."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `ConfigError` with `message` unless `condition` holds.
 

@@ -1,8 +1,8 @@
 """What every rank runs: `python -m llmtrain.worker RUN_DIR`.
 
 RUN_DIR/config.yaml is all that it is told. Under a foreign torchrun only rank 0 knows RUN_DIR; the
-others are started with `-` and learn it over the rendezvous store. Other tasks come as
-`--task NAME --request JSON`.
+others are started with `-` and learn it over the rendezvous store, or that rank 0 has refused, as
+which it is started with `--refuse`. Other tasks come as `--task NAME --request JSON`.
 """
 
 import argparse
@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.config import paths
-from llmtrain.config.store import ROOTS, from_dict
+from llmtrain.config.store import ROOTS, from_dict, load_run_config
 from llmtrain.console import answering
 from llmtrain.errors import EXIT_BUG, EXIT_SIGINT, EXIT_USER, UserError
 from llmtrain.launch.claim import hold
 from llmtrain.launch.failure import before_training
+from llmtrain.launch.foreign import settle
 from llmtrain.launch.process import PROCESS_ENV
-from llmtrain.lifeline import die_with_parent
+from llmtrain.lifeline import PARENT_ENV, die_with_parent
 from llmtrain.log import log_path, setup_log
 from llmtrain.panel import show_note, show_user_error
 from llmtrain.secret import masked
@@ -54,8 +55,14 @@ def main() -> int:
     )
     parser.add_argument("--request", default="{}")
     parser.add_argument("--server", type=int, help="hold this part of the weights of the run")
+    parser.add_argument("--refuse", action="store_true", help="tell other ranks of a refusal")
     args = parser.parse_args()
     die_with_parent()
+    if args.refuse:
+        from llmtrain.tasks.foreign import tell_refused
+
+        tell_refused()
+        return EXIT_USER
     if args.task is not None:
         return answering(lambda: run_task(args.task, json.loads(args.request)))
     stop = StopRequest()
@@ -119,10 +126,12 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
     rank = int(os.environ.get(PROCESS_ENV, os.environ.get("RANK", 0)))
     run_dir: Path | None = None if run_dir_argument == "-" else Path(run_dir_argument)
     t0 = time.monotonic()
+    joined = PARENT_ENV in os.environ
     try:
         # Seconds in which a stop may be asked for: what has been set up by then is put right below.
         with uncollected():
             from llmtrain.distributed.env import open_store
+            from llmtrain.tasks.foreign import learn_run_dir
             from llmtrain.tasks.train import run_replica, run_train, start_rank
 
         if run_dir is not None:
@@ -136,17 +145,22 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
             assert run_dir is not None
             serve = run_server if server == 0 else partial(run_follower, server=server)
             return serve(run_dir, store, stop)
-        info, run_dir = start_rank(run_dir, store)
-        if run_dir_argument == "-":
+        if run_dir is None:
+            run_dir = learn_run_dir(store)
+            settle(run_dir, load_run_config(run_dir / paths.CONFIG).launcher)
             hold(run_dir)
-        setup_log(log_path(run_dir, rank), rank)
+            setup_log(log_path(run_dir, rank), rank)
+        info = start_rank(run_dir, store)
+        joined = True
         if info.replica is not None:
             return run_replica(run_dir, info, store, stop)
         return run_train(
             run_dir, info, store, stop, hung=partial(_record_failure, run_dir, rank, t0=t0)
         )
     except UserError as error:
-        if rank == 0 and type(error).__name__ not in ECHOES:
+        # Before it has joined the others, an error is this rank's own, and of another launcher's
+        # ranks nobody else would tell it.
+        if (rank == 0 or not joined) and type(error).__name__ not in ECHOES:
             show_user_error(error)
         _record_failure(run_dir, rank, error, t0=t0)
         return EXIT_USER

@@ -38,9 +38,6 @@ def run_train(options: Options) -> int:
     # Imported here: what starts a frozen run (llmtrain/start.py) does without Hydra.
     from llmtrain.commands.compose import composer
 
-    rank = foreign.rank()
-    if rank and (options.has("--cfg") or options.has("--dry-run")):
-        return EXIT_OK  # rank 0 answers
     with composer("train", options.config_dirs) as hydra:
         composed = hydra.compose(options.overrides)
         if options.has("--cfg"):
@@ -60,11 +57,12 @@ def run_train(options: Options) -> int:
         from llmtrain.commands.render import run_render
 
         return run_render(options, run)
-    return _run_one(options, run, rank)
+    return _run_one(options, run)
 
 
-def _run_one(options: Options, run: RunConfig, rank: int | None) -> int:
-    """Plan `run`, and start, join or submit it, or become its rank `rank`."""
+def _run_one(options: Options, run: RunConfig) -> int:
+    """Plan `run`, and start, join or submit it, or become its rank 0."""
+    rank = foreign.rank()
     if isinstance(run.launcher, SlurmLauncherConfig):
         if rank is not None:
             raise ConfigError("launcher=slurm submits a job: run it without torchrun or srun.")
@@ -77,9 +75,6 @@ def _run_one(options: Options, run: RunConfig, rank: int | None) -> int:
             f"sync={run.sync.name} starts a server and replicas that live and die on their own, "
             "which ranks of another launcher cannot; run `llmtrain train ...` without it."
         )
-    if rank:
-        # It has composed too, so that what is refused ends every rank at once.
-        return foreign.become_worker("-", run.launcher)
     if options.has("--dry-run"):
         print_plan(run, plan)
         if isinstance(run.launcher, TorchrunLauncherConfig):
@@ -172,4 +167,4 @@ def start(
         if not is_rank:
             return launch(run_dir, run, plan, node=node, digest="" if node is None else digest(run))
         # Inside: the claim is passed on to the worker that this process becomes.
-        return foreign.become_worker(str(run_dir), run.launcher)
+        return foreign.become_worker(run_dir, run.launcher)

@@ -78,13 +78,23 @@ def rank_info(device: str = "auto") -> RankInfo:
     )
 
 
-def open_store() -> dist.Store:
+MEETING_S = 600.0
+"""How long ranks wait for each other to come to the rendezvous: rank 0 may compose first."""
+
+
+def open_store(timeout_s: float = MEETING_S) -> dist.Store:
     """Return the rendezvous store of the environment; of a run of one process, one in memory.
 
     That of a run with a server is shared by all its replicas.
 
     It carries what ranks must know before they can join a process group, and waits that may last
     hours: it has no collective's timeout.
+
+    Args:
+        timeout_s: How long ranks that another launcher has started wait for each other.
+
+    Raises:
+        ConfigError: when those do not meet.
     """
     if STORE_ENV in os.environ:
         host, _, port = os.environ[STORE_ENV].rpartition(":")
@@ -96,12 +106,12 @@ def open_store() -> dist.Store:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return dist.HashStore()
     try:
-        store, _, _ = next(dist.rendezvous("env://"))
-    except dist.DistNetworkError as error:
+        store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_s)))
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
         where = " ".join(f"{k}={os.environ.get(k)}" for k in ("MASTER_ADDR", "MASTER_PORT"))
         raise ConfigError(
-            f"{where}: the ranks cannot meet there ({str(error).splitlines()[0]}). Set both to a "
-            "free port of the host of rank 0, the same for all ranks."
+            f"{where}: the ranks cannot meet there ({str(error).splitlines()[0]}). Start all of "
+            "them, with both set to a free port of the host of rank 0."
         ) from None
     return store
 

@@ -70,8 +70,8 @@ def worker_environment(
     env.setdefault("PYTHONUNBUFFERED", "1")
     # Of a lost peer every rank's C++ would complain; the launcher tells whose fault it was.
     env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if launcher.tune_allocator and sys.platform.startswith("linux"):
-        env.update(_tunables(env))
+    if sys.platform.startswith("linux"):
+        env.update(_tunables(env) if launcher.tune_allocator else _untuned(env))
     loopback = "lo" if sys.platform.startswith("linux") else "lo0"
     if hosts > 1:
         if interface is not None:
@@ -99,6 +99,14 @@ def _tunables(env: Mapping[str, str]) -> dict[str, str]:
     names = {part.partition("=")[0] for part in given.split(":")}
     ours = [f"{name}={value}" for name, value in TUNABLES.items() if name not in names]
     return {"GLIBC_TUNABLES": ":".join([*([given] if given else []), *ours])} if ours else {}
+
+
+def _untuned(env: Mapping[str, str]) -> dict[str, str]:
+    """Return GLIBC_TUNABLES without ours, which a follower of rank 0 has before it knows better."""
+    given = env.get("GLIBC_TUNABLES", "").split(":")
+    ours = {f"{name}={value}" for name, value in TUNABLES.items()}
+    left = [part for part in given if part not in ours]
+    return {} if left == given else {"GLIBC_TUNABLES": ":".join(left)}
 
 
 def _hostname_resolves() -> bool:

@@ -4,8 +4,8 @@
     srun -n N llmtrain train ...
     mpirun -n N llmtrain train ...
 
-Every rank composes, so that what cannot work ends all of them at once; rank 0 freezes the run
-directory, and the others learn its path from rank 0's worker over the rendezvous store.
+Rank 0 alone composes and freezes the run directory; the others become workers at once and learn its
+path from rank 0's over the rendezvous store, or that rank 0 has refused (`tasks/foreign.py`).
 """
 
 import os
@@ -15,9 +15,10 @@ import sys
 import time
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NoReturn
 
-from llmtrain.config.groups.launcher import LauncherConfig
+from llmtrain.config.groups.launcher import LauncherConfig, LocalLauncherConfig
 from llmtrain.distributed.node import interface_towards
 from llmtrain.errors import ConfigError
 from llmtrain.launch.environment import worker_environment
@@ -44,8 +45,9 @@ def world_size() -> int:
 def let_rank_0_speak() -> None:
     """On another rank than 0, wait to be ended; return when rank 0 seems to have no error.
 
-    What is refused is refused on every rank, and is told by rank 0 alone. Launchers end the others
-    as soon as one rank has ended, so a rank that ended before rank 0 would take away its words.
+    A command line that cannot be read is refused on every rank, and told by rank 0 alone. Launchers
+    end the others as soon as one rank has ended, so one that ended before it would take away its
+    words.
     """
     if rank():
         time.sleep(SILENCE_S)
@@ -99,16 +101,45 @@ def meeting_of(env: Mapping[str, str]) -> dict[str, str]:
     )
 
 
-def become_worker(run_dir: str, launcher: LauncherConfig) -> NoReturn:
-    """Replace this process by its worker.
-
-    Args:
-        run_dir: The run directory; "-": rank 0's worker will tell it.
-        launcher: Threads and allocator.
+def become_worker(run_dir: Path, launcher: LauncherConfig) -> NoReturn:
+    """Replace this process by the worker of `run_dir`.
 
     Raises:
         ConfigError: when the ranks do not know where to meet.
     """
+    _become(launcher, str(run_dir))
+
+
+def become_follower() -> NoReturn:
+    """Replace this process, another rank than 0, by a worker that rank 0 tells what to train.
+
+    Raises:
+        ConfigError: when the ranks do not know where to meet.
+    """
+    _become(LocalLauncherConfig(), "-")
+
+
+def become_refusal() -> NoReturn:
+    """Replace this process, rank 0, by one that tells the others that it has refused, and ends.
+
+    Not every launcher ends the others: srun does so only when told to.
+
+    Raises:
+        ConfigError: when the ranks do not know where to meet.
+    """
+    _become(LocalLauncherConfig(), "--refuse")
+
+
+def settle(run_dir: Path, launcher: LauncherConfig) -> None:
+    """Become the worker of `run_dir` anew where it asks for another environment than a follower's.
+
+    Threads and allocator are read as a process starts, before it can know of them.
+    """
+    if launcher.threads_per_process is not None or not launcher.tune_allocator:
+        become_worker(run_dir, launcher)
+
+
+def _become(launcher: LauncherConfig, argument: str) -> NoReturn:
     world = ranks_of(os.environ)
     base = {**os.environ, **world, **meeting_of(os.environ)}
     processes = int(world["LOCAL_WORLD_SIZE"])
@@ -122,7 +153,7 @@ def become_worker(run_dir: str, launcher: LauncherConfig) -> NoReturn:
     env = worker_environment(launcher, processes, base, hosts=1 + apart, interface=interface)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [*PYTHON, "llmtrain.worker", run_dir], env)
+    os.execve(sys.executable, [*PYTHON, "llmtrain.worker", argument], env)
 
 
 def _named(rank: str, size: str, local_rank: str, local_size: str) -> dict[str, str]:

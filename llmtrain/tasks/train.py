@@ -21,7 +21,7 @@ from llmtrain.console import make_console
 from llmtrain.data.prepare import Preparation, load_report
 from llmtrain.distributed.env import STOPPING, RankInfo, init_process_group, rank_info, share_text
 from llmtrain.durable import replace_text
-from llmtrain.errors import EXIT_OK, UserError
+from llmtrain.errors import EXIT_OK, RefusedElsewhereError, UserError
 from llmtrain.startup import uncollected
 from llmtrain.sync.server.packing import owners
 from llmtrain.sync.transport.line import Line
@@ -29,6 +29,7 @@ from llmtrain.sync.transport.lines import Lines
 from llmtrain.sync.transport.session import Caller
 from llmtrain.tasks.assist import prepare_with_help, run_with_help
 from llmtrain.tasks.ending import Ending, tell_end
+from llmtrain.tasks.foreign import tell_run_dir
 from llmtrain.tasks.grace import limit_stop
 from llmtrain.tasks.report import data_notes
 from llmtrain.train.build import build_parts, build_replica
@@ -45,33 +46,27 @@ COLLECTIVE_TIMEOUT_S = 1800.0
 """How long a collective may wait at least, before it gives up."""
 
 
-class RefusedElsewhereError(UserError):
-    """Rank 0 has refused and told the user; this rank only ends."""
-
-
 class MainFailedError(Exception):
     """Rank 0 has failed and says why itself; this rank only ends."""
 
 
-def start_rank(run_dir: Path | None, store: Store) -> tuple[RankInfo, Path]:
-    """Join the process group; return this rank's identity and the run directory.
-
-    Collective over the world.
+def start_rank(run_dir: Path, store: Store) -> RankInfo:
+    """Join the process group; return this rank's identity. Collective over the world.
 
     Args:
-        run_dir: Known to rank 0 at least; the others learn it from there.
+        run_dir: The run directory.
         store: The rendezvous store.
 
     Raises:
         ConfigError: when the device cannot be had.
     """
-    run_dir = Path(share_text(store, "run_dir", str(run_dir) if run_dir else None))
+    tell_run_dir(store, run_dir)
     train = load_run_config(run_dir / paths.CONFIG).train
     info = rank_info(train.device)
     # A hang is to be told by who watches, before a collective gives up without a word of whom.
     patience_s = 2 * max(train.hang_timeout_s or 0.0, train.hang_timeout_slow_s)
     init_process_group(info, store, timeout_s=max(COLLECTIVE_TIMEOUT_S, patience_s))
-    return info, run_dir
+    return info
 
 
 def run_train(

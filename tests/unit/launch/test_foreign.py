@@ -19,7 +19,7 @@ def test_a_refused_rank_lets_rank_0_speak_first(
         monkeypatch.setenv(name, value)
     slept: list[float] = []
     monkeypatch.setattr(foreign.time, "sleep", slept.append)
-    assert cli.main(["train", "nosuch=1"]) == EXIT_USER
+    assert cli.main(["train", "--nosuch"]) == EXIT_USER
     assert slept == waits
     # Nobody ended this rank: rank 0 has no such error, so it must be told here.
     assert "nosuch" in capsys.readouterr().err

@@ -2,10 +2,10 @@
 
     python -m benchmarks.checkpoint [--megabytes 500] [--rounds 5] [--folder DIR] [--steps 20]
 
-Bandwidth, in interleaved rounds on the same folder: `dd` with fsync and a whole `save` (shards,
-hashes, manifest, rename) of as many bytes; then `dd` from the disk and a whole load (every file
-read and compared with its hash, then the tensors filled), the page cache emptied of the files
-before each.
+Bandwidth, in interleaved rounds on the same folder: `dd` with fsync into a new file, which takes
+the place of the one before, and a whole `save` (shards, hashes, manifest, rename, the checkpoint
+before deleted) of as many bytes; then `dd` from the disk and a whole load (every file read and
+compared with its hash, then the tensors filled), the page cache emptied of the files before each.
 
 Cost: steps of gpt_10m in turns of `--steps`, each turn with no save, with one that is waited for,
 and with one in a thread; medians of the turns, as ratios to no save.
@@ -79,18 +79,22 @@ def bandwidth(megabytes: float, rounds: int, folder: Path) -> list[tuple[str, fl
     raw.mkdir()
     blank = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     seconds: dict[str, list[float]] = {"dd write": [], "save": [], "dd read": [], "load": []}
-    written, blocks = str(raw / "file"), f"count={size // (4 << 20)}"
+    blocks = f"count={size // (4 << 20)}"
+
+    def write(number: int) -> None:
+        # A new file beside the one before, which then goes: as a save must do it.
+        dd("if=/dev/zero", f"of={raw / str(number)}", blocks, "conv=fsync")
+        (raw / str(number - 1)).unlink(missing_ok=True)
 
     def load(saved: Path) -> None:
         verify(saved)
         load_tensors(saved, blank)
 
     for step in range(rounds):
-        took = timed(partial(dd, "if=/dev/zero", f"of={written}", blocks, "conv=fsync"))
-        seconds["dd write"].append(took)
+        seconds["dd write"].append(timed(partial(write, step)))
         seconds["save"].append(timed(partial(manager.save, tensors, manifest_of(step))))
         forget(folder)
-        seconds["dd read"].append(timed(partial(dd, f"if={written}", "of=/dev/null")))
+        seconds["dd read"].append(timed(partial(dd, f"if={raw / str(step)}", "of=/dev/null")))
         forget(folder)
         seconds["load"].append(timed(partial(load, manager.collection.step_folder(step))))
     assert all(torch.equal(blank[name], tensor) for name, tensor in tensors.items())

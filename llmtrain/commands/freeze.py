@@ -11,6 +11,7 @@ from llmtrain.checkpoint.compatible import check_newest
 from llmtrain.config.paths import (
     CHECKPOINTS,
     CONFIG,
+    LOGS,
     OVERRIDES,
     PLAN,
     default_run_dir,
@@ -20,16 +21,38 @@ from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import to_yaml
 from llmtrain.errors import ConfigError
+from llmtrain.launch import slurm
+
+SHOWN = 3
+"""Names of other files that a refusal gives."""
 
 
 def run_folder(run: RunConfig) -> Path:
     """Return the run directory of `run`, made.
 
     Raises:
-        ConfigError: when it cannot be written.
+        ConfigError: when it cannot be written, or is a folder of something else.
     """
     wanted = Path(run.run_dir) if run.run_dir else default_run_dir(run.experiment_name)
+    _refuse_other(wanted.expanduser())
     return make_run_dir(wanted)
+
+
+def _refuse_other(folder: Path) -> None:
+    """Refuse a folder in which files lie that no start has put there.
+
+    One that was killed before config.yaml was whole has left some of its own.
+    """
+    if not folder.is_dir() or (folder / CONFIG).is_file() or (folder / CHECKPOINTS).is_dir():
+        return
+    own = (".", CONFIG, PLAN, OVERRIDES, LOGS, slurm.FOLDER, slurm.CODE)
+    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith(own))
+    if others:
+        more = ", ..." if len(others) > SHOWN else ""
+        raise ConfigError(
+            f"run_dir={folder} is no run directory, and not empty: it holds "
+            f"{', '.join(others[:SHOWN])}{more}. Name a new folder with run_dir=DIR."
+        )
 
 
 def freeze(run: RunConfig, plan: Plan, overrides: Sequence[str], run_dir: Path) -> bool:

@@ -42,3 +42,20 @@ def test_a_file_in_the_way_is_refused(train: Composer, tmp_path: Path) -> None:
     run = train.compose([f"run_dir={tmp_path}/taken"]).config
     with pytest.raises(ConfigError, match="a file stands in the way"):
         run_folder(run)
+
+
+def test_a_folder_of_something_else_is_refused(train: Composer, tmp_path: Path) -> None:
+    run = train.compose([f"run_dir={tmp_path}"]).config
+    for number in range(4):
+        (tmp_path / f"chapter_{number}.md").write_text("")
+    with pytest.raises(ConfigError, match=r"chapter_0\.md, chapter_1\.md, chapter_2\.md, \.\.\."):
+        run_folder(run)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("left", ["logs", "plan.json.tmp", ".nfs0001", "checkpoints"])
+def test_what_a_start_has_left_is_no_something_else(
+    left: str, train: Composer, tmp_path: Path
+) -> None:
+    (tmp_path / left).mkdir()
+    assert run_folder(train.compose([f"run_dir={tmp_path}"]).config) == tmp_path

@@ -14,7 +14,7 @@ from llmtrain.config.paths import CONFIG, LOGS, PLAN, RECORDS
 from llmtrain.config.plan import Plan
 from llmtrain.config.store import load_run_config
 from llmtrain.config.verify import REPORT, StrategyRun, Verification, load_verification
-from llmtrain.console import make_console
+from llmtrain.console import PLAIN_WIDTH, make_console
 from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.train.compare import (
     GRADIENT,
@@ -120,27 +120,12 @@ def _finite(value: float) -> float | None:
 def show(verification: Verification, root: Path) -> None:
     """Print the table of strategies, and under it where each that fails parts from one process."""
     console = make_console()
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for column in ("strategy", ">processes", ">loss", ">gradient norm", ">gradient",
-                   "of", ">weight", "of", ">of tolerance", "", ">wall"):  # fmt: skip
-        table.add_column(
-            column.lstrip(">"), justify="right" if column.startswith(">") else "left",
-            overflow="fold",
-        )  # fmt: skip
-    for row in verification.comparisons:
-        verdict = Text("pass", "green") if row["passed"] else Text("FAIL", "bold red")
-        table.add_row(
-            row["name"], str(row["processes"]), _size(row[LOSS]["error"]),
-            _size(row[NORM]["error"]), *_named(row[GRADIENT]), *_named(row[WEIGHT]),
-            _percent(_share(row)), verdict, f"{row['wall_s'] or 0:.0f}s",
-        )  # fmt: skip
     assert verification.tolerance is not None
-    first, last = (verification.tolerance["gradients"][i] for i in (0, -1))
-    weights = verification.tolerance["weights"][-1]
-    table.add_row(
-        "tolerance", "", _size(last), _size(last), _size(last), "", _size(weights), style="dim"
-    )
-    console.print(table)
+    first = verification.tolerance["gradients"][0]
+    table = _table(verification, wide=True)
+    boundless = console.options.update(max_width=PLAIN_WIDTH)
+    fits = console.measure(table, options=boundless).maximum <= console.width
+    console.print(table if fits else _table(verification, wide=False))
     steps = verification.steps
     console.print(
         f"Largest relative errors of {counted(steps, 'step')} in {verification.precision}, "
@@ -163,6 +148,35 @@ def show(verification: Verification, root: Path) -> None:
     )  # fmt: skip
 
 
+def _table(verification: Verification, *, wide: bool) -> Table:
+    """Return the table of strategies: `wide`, with the parameters whose errors are the largest."""
+    gap, between, parameter = (2, " ", ("of",)) if wide else (1, "\n", ())
+    table = Table(box=None, padding=(0, gap, 0, 0), header_style="bold", pad_edge=False)
+    for column in ("strategy", ">processes", ">loss", f">gradient{between}norm", ">gradient",
+                   *parameter, ">weight", *parameter, f">of{between}tolerance", "",
+                   ">wall"):  # fmt: skip
+        table.add_column(
+            column.lstrip(">"), justify="right" if column.startswith(">") else "left",
+            overflow="fold",
+        )  # fmt: skip
+    for row in verification.comparisons:
+        verdict = Text("pass", "green") if row["passed"] else Text("FAIL", "bold red")
+        worst: list[str] = []
+        for quantity in (GRADIENT, WEIGHT):
+            told = _size(row[quantity]["error"]), row[quantity]["parameter"] or ""
+            worst += told[: 1 + len(parameter)]
+        table.add_row(
+            row["name"], str(row["processes"]), _size(row[LOSS]["error"]),
+            _size(row[NORM]["error"]), *worst, _percent(_share(row)), verdict,
+            f"{row['wall_s'] or 0:.0f}s",
+        )  # fmt: skip
+    assert verification.tolerance is not None
+    last, weights = (_size(verification.tolerance[name][-1]) for name in ("gradients", "weights"))
+    blank = [""] * len(parameter)
+    table.add_row("tolerance", "", last, last, last, *blank, weights, style="dim")
+    return table
+
+
 def _told(row: dict[str, Any]) -> str:
     """Return what is to be said of a strategy that fails."""
     lines = [f"FAIL {row['name']}"]
@@ -175,10 +189,6 @@ def _told(row: dict[str, Any]) -> str:
 
 def _size(error: float | None) -> str:
     return "inf" if error is None else f"{error:.1e}"
-
-
-def _named(worst: dict[str, Any]) -> tuple[str, str]:
-    return _size(worst["error"]), worst["parameter"] or ""
 
 
 def _share(row: dict[str, Any]) -> float:

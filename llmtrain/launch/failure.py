@@ -40,6 +40,9 @@ _MEMORY_NOTE = (
     "model.seq_len, set train.activation_checkpointing=full, or use fewer processes a machine."
 )
 
+EXPLAINED = ("NotFiniteError",)
+"""Errors that say all there is to know: no traceback makes them clearer."""
+
 HANG_LINES = 24
 """Lines of logs/hang_report.txt that the panel shows."""
 
@@ -206,7 +209,8 @@ def report_failure(
     body = [summary, *explain(first, before), f"It was on {node}{place and f', in {place}'}."]
     if others:
         body.append(f"{others} other {'rank' if others == 1 else 'ranks'} ended because of it.")
-    tail = log_tail(run_dir, first.rank)
+    explained = (first.report or {}).get("type") in EXPLAINED
+    tail = [] if explained else log_tail(run_dir, first.rank)
     if tail:
         body += ["", f"Last lines of {log}:", *tail]
     body += ["", f"Everything is in {log}"]

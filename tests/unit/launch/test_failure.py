@@ -115,6 +115,18 @@ def test_full_memory_is_told_with_a_fix(
         assert part in err
 
 
+def test_numbers_that_went_bad_need_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = report(NOW, type="NotFiniteError", message="the loss is NaN in step 3")
+    run_dir = folder(tmp_path)
+    (run_dir / "logs" / "rank_1.log").write_text("Traceback\nline 39: the loss is NaN in step 3\n")
+    assert report_failure(run_dir, [Failure(1, 1, NOW, record)], since=NOW) == 1
+    err = capsys.readouterr().err
+    assert err.count("the loss is NaN in step 3") == 1
+    assert "line 39" not in err and "rank_1.log" in err
+
+
 def test_where_a_rank_was_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "logs").mkdir()
     place_path(tmp_path, 1).write_text("step 12     \n")

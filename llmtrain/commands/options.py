@@ -148,6 +148,10 @@ VALUE_FLAGS = {
 SHELLS = ("bash", "zsh", "fish")
 
 
+OF_RUN = ("evaluate", "generate", "replay", "checkpoint")
+"""Commands with the setting `run`; its folder may stand alone, as behind `logs` and `cancel`."""
+
+
 @dataclass
 class Options:
     """A parsed command line."""
@@ -169,6 +173,12 @@ class Options:
         """Whose settings the overrides are: the command's, or those of a flag that changes it."""
         root = next((MODES[flag] for flag in MODES if flag in self.flags), self.command)
         return "checkpoint_command" if root == "checkpoint" else root
+
+    @property
+    def typed(self) -> list[str]:
+        """The words that lead to the same configuration: overrides, and where their YAML lies."""
+        folders = [word for path in self.config_dirs for word in ("--config-dir", str(path))]
+        return [*folders, *self.overrides]
 
     def has(self, flag: str) -> bool:
         """Whether `flag` was given."""
@@ -199,6 +209,8 @@ def parse(argv: Sequence[str]) -> Options:
             options.flags.add(flag)
         elif options.command is None:
             options.command = _command(word)
+        elif options.command in OF_RUN and "=" not in word and Path(word).is_dir():
+            options.overrides.append(f"run={word}")
         elif (actions := _actions(options.command)) and "=" not in word:
             if word not in actions:
                 raise UsageError(
@@ -207,9 +219,9 @@ def parse(argv: Sequence[str]) -> Options:
                 )
             options.action = word
         elif options.command in COMMANDS and COMMANDS[options.command].folders and (
-            "=" not in word or Path(word).exists()
+            "=" not in word or word.startswith("run=") or Path(word).exists()
         ):  # fmt: skip
-            options.folders.append(word)
+            options.folders.append(word if Path(word).exists() else word.removeprefix("run="))
         else:
             options.overrides.append(word)
     if options.command == "help":
@@ -241,10 +253,12 @@ def _unknown_flag(options: Options, flag: str, value: str) -> UsageError:
     if setting is not None:
         given = value if value and not value.startswith("-") else "VALUE"
         return UsageError(f"'{flag}' is not a flag: settings are key=value, here {setting}={given}")
-    near = did_you_mean(flag, FLAGS)
-    if options.command is not None:
+    taken = COMMANDS[options.command].flags if options.command in COMMANDS else FLAGS.keys()
+    known = [flag for flag in FLAGS if flag in taken or flag == "--help"]
+    near = did_you_mean(flag, known)
+    if options.command is not None and COMMANDS[options.command].overrides:
         near += f" Settings are key=value: llmtrain {options.command} --help lists them."
-    return UsageError(f"'{flag}' is not a flag.{near} Flags: {', '.join(FLAGS)}.")
+    return UsageError(f"'{flag}' is not a flag.{near} Flags: {', '.join(known)}.")
 
 
 def _setting_like(options: Options, name: str) -> str | None:

@@ -127,15 +127,18 @@ def unknown_key(
     siblings = _names(schema)
     lines = [f"{typed}{where}: there is no setting '{key}'."]
     near = did_you_mean(leaf, [name for name in siblings if name != "name"])
+    elsewhere = _elsewhere(command, typed.rpartition(".")[2])
     owners = [name for name, other in SCHEMAS.get(parent, {}).items() if leaf in _names(other)]
     if owners:
         names = " or ".join(owners)
         lines.append(f"It exists where {parent}.name is {names}: {_chosen(key, owners, value)}.")
+    elif elsewhere and (typed == leaf or not near):  # its group was left out
+        lines.append(f"Did you mean '{elsewhere}'?")
     elif near:
         word = near.split("'")[1]
         lines[0] += f" Did you mean '{f'{parent}.{word}' if parent else word}'?"
     else:
-        lines += _elsewhere(command, parent, typed.rpartition(".")[2])
+        lines += filter(None, [did_you_mean(typed, [k.name for k in keys(command)]).strip()])
     name = f"of {parent} " if parent else ""
     known = [s for s in siblings if s != "name"]
     lines.append(f"Settings {name}here: {', '.join(known)}.")
@@ -159,11 +162,6 @@ def _names(schema: type) -> list[str]:
     return [field.name for field in dataclasses.fields(schema)]
 
 
-def _elsewhere(command: str, group: str, leaf: str) -> list[str]:
-    """Return where a key of that name, or nearly, does exist: in another group."""
-    known = [key.name for key in keys(command)]
-    same = [name for name in known if name.rpartition(".")[2] == leaf]
-    if same:
-        return [f"Did you mean '{same[0]}'?"]
-    near = did_you_mean(f"{group}.{leaf}".lstrip("."), known)
-    return [near.strip()] if near else []
+def _elsewhere(command: str, leaf: str) -> str | None:
+    """Return the first key whose last part is `leaf`, in whatever group; null: there is none."""
+    return next((k.name for k in keys(command) if k.name.rpartition(".")[2] == leaf), None)

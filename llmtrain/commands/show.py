@@ -3,7 +3,6 @@
 import dataclasses
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.table import Table
 
@@ -61,13 +60,10 @@ def print_plan(run: RunConfig, plan: Plan, *, stderr: bool = False) -> None:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_hosts(
-    launcher: TorchrunLauncherConfig, overrides: Sequence[str], config_dirs: Sequence[Path] = ()
-) -> None:
-    """Print what to start on each host."""
+def print_hosts(launcher: TorchrunLauncherConfig, typed: Sequence[str]) -> None:
+    """Print what to start on each host, where `typed` was typed on this one."""
     console = make_console()
-    words = [word for folder in config_dirs for word in ("--config-dir", str(folder))]
-    words += [word for word in overrides if not word.startswith("launcher.node_rank=")]
+    words = [word for word in typed if not word.startswith("launcher.node_rank=")]
     line = shlex.join(["llmtrain", "train", *words])
     said = [(f"host {n}", f"{line} launcher.node_rank={n}") for n in range(launcher.nnodes)]
     if launcher.node_rank is None and launcher.rdzv_backend == "c10d":

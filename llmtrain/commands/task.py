@@ -76,7 +76,7 @@ def check_run(run: str) -> None:
     near = did_you_mean(folder.name, beside)
     if not near:
         newest = _newest_run(folder.parent)
-        near = f" The newest beside it: run={newest}" if newest is not None else _other_run()
+        near = f" The newest nearby: run={newest}" if newest is not None else _other_run()
     raise ConfigError(f"run={run}: there is no such folder.{near}")
 
 

@@ -78,18 +78,18 @@ def _run_one(options: Options, run: RunConfig) -> int:
     if options.has("--dry-run"):
         print_plan(run, plan)
         if isinstance(run.launcher, TorchrunLauncherConfig):
-            print_hosts(run.launcher, options.overrides, options.config_dirs)
+            print_hosts(run.launcher, options.typed)
         if isinstance(run.launcher, SlurmLauncherConfig):
             print(f"\n{script_of(run, plan, planned_dir(run))}", end="")
         return EXIT_OK
     if isinstance(run.launcher, SlurmLauncherConfig):
-        return submit(run, plan, options.overrides)
+        return submit(run, plan, options.typed)
     if isinstance(run.launcher, TorchrunLauncherConfig) and rank is None:
         node = this_node(run.launcher)
         if not node.leads:
             return join(run, plan, node, digest(run))
-        return start(run, plan, options.overrides, node=node)
-    return start(run, plan, options.overrides, is_rank=rank is not None)
+        return start(run, plan, options.typed, node=node)
+    return start(run, plan, options.typed, is_rank=rank is not None)
 
 
 def plan_run(run: RunConfig, world_size: int | None = None, *, gpus: int | None = None) -> Plan:

@@ -1,7 +1,10 @@
 """The end of a run: result.json, what came out, and a sample of text."""
 
 import logging
+import os
 import shlex
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from llmtrain.config import paths
 from llmtrain.config.groups.inference import GenerateConfig
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
+from llmtrain.lifeline import PARENT_ENV
 from llmtrain.tasks.generate import generate_texts
 from llmtrain.tasks.inference import load_trained
 from llmtrain.tasks.result import RunResult, load_result
@@ -77,7 +81,7 @@ def tell_end(
     )  # fmt: skip
     if result.status != "completed":
         console.print(
-            f"go on with: {resume_command(run_dir)}",
+            f"{_go_on()}: {resume_command(run_dir)}",
             soft_wrap=True, markup=False, highlight=False,
         )  # fmt: skip
     elif run.train.sample_tokens:
@@ -86,13 +90,24 @@ def tell_end(
 
 
 def resume_command(run_dir: Path) -> str:
-    """Return the command line that goes on with the run: what was typed, with its run_dir."""
+    """Return the command line that goes on with the run: what was typed, with its run_dir.
+
+    The program is named as it can be typed here, where no environment may be active.
+    """
     try:
         typed = yaml.safe_load((run_dir / paths.OVERRIDES).read_text()) or []
     except (OSError, yaml.YAMLError):
         typed = ["..."]
     words = [str(word) for word in typed if not str(word).startswith("run_dir=")]
-    return shlex.join(["llmtrain", "train", *words, f"run_dir={run_dir}"])
+    program = "llmtrain"
+    if shutil.which(program) is None:
+        program = os.path.relpath(Path(sys.executable).with_name(program))
+    return shlex.join([program, "train", *words, f"run_dir={run_dir}"])
+
+
+def _go_on() -> str:
+    started_by_us = PARENT_ENV in os.environ
+    return "go on with" if started_by_us else "go on, under the launcher of before, with"
 
 
 def _show_sample(ending: Ending, run_dir: Path, console: Console) -> None:

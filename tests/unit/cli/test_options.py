@@ -40,12 +40,27 @@ def test_a_dash_inside_a_value_is_no_flag() -> None:
         (["train", "--cfg", "all"], "only `--cfg job`"),
         (["train", "--config-dir", "/nowhere"], "no such folder"),
         (["--completion", "tcsh"], "bash, zsh, fish"),
+        (["cancel", "--all", "x"], "'--all' is not a flag. Flags: --help."),
     ],
 )
 def test_refused_with_a_hint(argv: list[str], said: str) -> None:
     with pytest.raises(UsageError) as refusal:
         parse(argv)
     assert said in str(refusal.value)
+
+
+def test_a_run_is_named_with_its_key_and_without(tmp_path: Path) -> None:
+    run, odd = tmp_path / "run", tmp_path / "run=1"
+    run.mkdir()
+    odd.mkdir()
+    for command in ("logs", "cancel"):
+        assert parse([command, str(run)]).folders == parse([command, f"run={run}"]).folders
+        assert parse([command, str(odd)]).folders == [str(odd)]
+        assert parse([command, "run=gone"]).folders == ["gone"]
+    for command in ("evaluate", "generate", "replay"):
+        assert parse([command, str(run), "seed=1"]).overrides == [f"run={run}", "seed=1"]
+    options = parse(["checkpoint", "list", str(run)])
+    assert (options.action, options.overrides) == ("list", [f"run={run}"])
 
 
 def test_every_command_has_a_handler() -> None:

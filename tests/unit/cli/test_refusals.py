@@ -36,6 +36,7 @@ from tests.support.runs import compose_run
         ("+foo=1", ["'foo'", "experiment_name"]),
         ("foo.bar=1", ["foo.bar", "'foo'"]),
         ("lr=1e-3", ["Did you mean 'optimizer.lr'?"]),
+        ("steps=3", ["Did you mean 'train.steps'?"]),  # and not sweep
         ("optimiser.lr=1", ["Did you mean 'optimizer'?"]),
         ("model.n_kv_heads=2", ["model.name is llama", "choose another model"]),
         ("data.path=books", ["add data=text."]),

@@ -28,7 +28,7 @@ def test_the_line_says_what_was_typed(tmp_path: Path, capsys: pytest.CaptureFixt
     own.mkdir()
     typed = parse(["train", "--config-dir", str(own), "model=mine", "launcher.node_rank=1"])
     launcher = TorchrunLauncherConfig(nnodes=2, node_rank=1, rdzv_endpoint="host0")
-    print_hosts(launcher, typed.overrides, typed.config_dirs)
+    print_hosts(launcher, typed.typed)
     _, line = capsys.readouterr().out.split("host 0: llmtrain ")
     again = parse(shlex.split(line.partition("\n")[0]))
     assert again.config_dirs == [own] and "launcher.node_rank=0" in again.overrides

@@ -26,8 +26,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("typed", "said"),
     [
         ("runs/books/2026-01-02_b", "Did you mean '2026-01-02_a'?"),
-        ("runs/nope", "The newest beside it: run=runs/books/2026-01-02_a"),
-        ("runs/default/nope", "The newest beside it: run=runs/default/2026-01-01_b"),
+        ("runs/nope", "The newest nearby: run=runs/books/2026-01-02_a"),
+        ("runs/default/nope", "The newest nearby: run=runs/default/2026-01-01_b"),
         ("elsewhere/nope", "The newest run here: run=runs/books/2026-01-02_a"),
         ("runs", "holds runs, and is none itself. The newest: run=runs/books/2026-01-02_a"),
         ("runs/default", "The newest: run=runs/default/2026-01-01_b"),

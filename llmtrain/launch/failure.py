@@ -40,7 +40,7 @@ _MEMORY_NOTE = (
     "model.seq_len, set train.activation_checkpointing=full, or use fewer processes a machine."
 )
 
-EXPLAINED = ("NotFiniteError",)
+EXPLAINED = ("FloatingPointError", "NotFiniteError")
 """Errors that say all there is to know: no traceback makes them clearer."""
 
 HANG_LINES = 24

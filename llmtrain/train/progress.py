@@ -33,6 +33,7 @@ class TrainProgress:
                 TimeRemainingColumn(compact=True),
                 console=console,
                 refresh_per_second=4,
+                transient=True,
             )
             self._task = self._live.add_task("", total=steps, completed=start, numbers="")
             self._live.start()

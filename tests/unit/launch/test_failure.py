@@ -118,7 +118,7 @@ def test_full_memory_is_told_with_a_fix(
 def test_numbers_that_went_bad_need_no_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = report(NOW, type="NotFiniteError", message="the loss is NaN in step 3")
+    record = report(NOW, type="FloatingPointError", message="the loss is NaN in step 3")
     run_dir = folder(tmp_path)
     (run_dir / "logs" / "rank_1.log").write_text("Traceback\nline 39: the loss is NaN in step 3\n")
     assert report_failure(run_dir, [Failure(1, 1, NOW, record)], since=NOW) == 1

@@ -6,6 +6,7 @@ A job that fails, or that cannot even be composed, does not stop the others.
 import dataclasses
 import os
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from llmtrain.config.paths import METRICS
 from llmtrain.config.store import to_yaml
 from llmtrain.config.sweep import DONE, SweepRecord, load_sweep, to_do
 from llmtrain.console import make_console, say
-from llmtrain.errors import EXIT_OK, ConfigError, require
+from llmtrain.errors import EXIT_OK, EXIT_USER, ConfigError, require
 from llmtrain.launch import foreign
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.shares import Shares, share_machine
-from llmtrain.launch.slurm import refuse_active
+from llmtrain.launch.slurm import NoAnswerError, check_commands, check_folder, refuse_active
 from llmtrain.panel import show_note
 from llmtrain.units import counted
 
@@ -60,26 +61,68 @@ def run_sweep(options: Options) -> int:
         if sweep.device != "cpu" and sweep.launcher != "slurm":
             shares.require_gpu()
         if not resumed:
-            _preview(
-                hydra, sweep
-            )  # a space that makes no sense is refused before there is a folder
-            make_folder(sweep)
-            jobs = counted(sweep.settings.trials or len(sweep.jobs), "job")
-            show_note(f"{jobs} in {sweep.folder}{shares.describe()}")
+            _begin(hydra, sweep, shares)
         with claimed(sweep.folder, "sweep.resume"):
             refuse_active(sweep.folder)
             if resumed:
                 _read_again(sweep, told)
                 _look_again(sweep)
-            by_slurm = sweep.launcher == "slurm" and bool(to_do(sweep.jobs))
-            code = (submit_sweep if by_slurm else _run)(hydra, sweep, shares)
+            code = _start(hydra, sweep, shares, is_new=not resumed)
     make_console().print(ranked_table(sweep))
     if code != EXIT_OK:
         # To be copied: on one line, however long.
-        resume = shlex.join(["llmtrain", "train", "-m", f"sweep.resume={sweep.folder}"])
-        go_on = f"{count_jobs(sweep)}. To go on: {resume}"
-        say(make_console(stderr=True), go_on, "dim")
+        say(make_console(stderr=True), f"{count_jobs(sweep)}. {_how_on(sweep, code)}", "dim")
     return code
+
+
+def _begin(hydra: Composer, sweep: SweepRecord, shares: Shares) -> None:
+    """Make the folder of a new sweep, when all is refused that can be without one.
+
+    Raises:
+        ConfigError: when it cannot be made, or the sweep cannot run.
+    """
+    _preview(hydra, sweep)
+    if sweep.launcher == "slurm":
+        check_commands()
+        check_folder(sweep.folder)
+    make_folder(sweep)
+    jobs = counted(sweep.settings.trials or len(sweep.jobs), "job")
+    show_note(f"{jobs} in {sweep.folder}{shares.describe()}")
+
+
+def _start(hydra: Composer, sweep: SweepRecord, shares: Shares, *, is_new: bool) -> int:
+    """Run or submit what is not done; return the exit code.
+
+    A new sweep of which no job was begun leaves nothing behind.
+
+    Raises:
+        ConfigError: when the jobs cannot be submitted.
+    """
+    by_slurm = sweep.launcher == "slurm" and bool(to_do(sweep.jobs))
+    try:
+        code = (submit_sweep if by_slurm else _run)(hydra, sweep, shares)
+    except NoAnswerError:
+        raise  # it may be queued
+    except ConfigError:
+        if is_new and not sweep.has_begun:
+            _remove(sweep)
+        raise
+    if is_new and code == EXIT_USER:
+        _remove(sweep)
+    return code
+
+
+def _remove(sweep: SweepRecord) -> None:
+    """Remove the folder of a sweep, within its claim: nobody else has begun in it."""
+    shutil.rmtree(sweep.folder, ignore_errors=True)
+
+
+def _how_on(sweep: SweepRecord, code: int) -> str:
+    """Return how a sweep goes on that has ended with `code`."""
+    if code == EXIT_USER:
+        kept = "" if sweep.folder.exists() else f"{sweep.folder} is removed. "
+        return f"{kept}Begin another sweep with what is mended."
+    return f"To go on: {shlex.join(['llmtrain', 'train', '-m', f'sweep.resume={sweep.folder}'])}"
 
 
 def _check_parallel(sweep: SweepRecord) -> None:

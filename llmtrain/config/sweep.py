@@ -87,6 +87,11 @@ class SweepRecord:
         found: float | None = getattr(job, self.settings.metric)
         return None if found is None or math.isnan(found) else found
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a job of it was ever started or submitted."""
+        return any(job.status not in ("not started", "refused") for job in self.jobs)
+
     def ranked(self) -> list[Job]:
         """Return the jobs that completed, the best first, then the others by their numbers."""
         good = [job for job in self.jobs if job.status == "completed"]

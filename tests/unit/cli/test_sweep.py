@@ -314,3 +314,13 @@ def test_an_experiment_may_be_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     assert run(["train", "--config-dir", str(tmp_path), "experiment=mine", "-n"]) == 0
     assert capsys.readouterr().out.count("# job") == 2
+
+
+def test_a_sweep_without_a_job_that_can_run_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "-m", "model.n_heads=5,3"]) == 2
+    said = capsys.readouterr()
+    assert said.out.count("refused") == 2
+    assert "is removed. Begin another sweep" in said.err and "sweep.resume" not in said.err
+    assert not list(tmp_path.glob("sweeps/*/*"))

@@ -232,5 +232,5 @@ def _look_again(sweep: SweepRecord) -> None:
     sweep.save()
     show_note(f"going on with {sweep.folder}: {count_jobs(sweep)}")
     for job in sweep.jobs:
-        if job.status in ("failed", "refused"):
-            show_note(f"job {job.number} {job.status} before, and is tried again: {job.error}")
+        if job.status == "failed":  # a refusal is told where it is refused again
+            show_note(f"job {job.number} failed before, and is tried again: {job.error}")

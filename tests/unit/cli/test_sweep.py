@@ -324,3 +324,15 @@ def test_a_sweep_without_a_job_that_can_run_leaves_nothing(
     assert said.out.count("refused") == 2
     assert "is removed. Begin another sweep" in said.err and "sweep.resume" not in said.err
     assert not list(tmp_path.glob("sweeps/*/*"))
+
+
+def test_why_a_job_is_refused_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["model.n_heads=3"]
+    before = [Job(0, [], [], "completed"), Job(1, words, words, "refused", error="no 3 heads")]
+    record(tmp_path, *before).save()
+    assert run(["train", f"sweep.resume={tmp_path}"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("model.n_heads=3") == 1 and "no 3 heads" not in err
+    assert f"To go on: llmtrain train -m sweep.resume={tmp_path}" in err

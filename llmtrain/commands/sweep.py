@@ -23,12 +23,13 @@ from llmtrain.config.paths import METRICS
 from llmtrain.config.store import to_yaml
 from llmtrain.config.sweep import DONE, SweepRecord, load_sweep, to_do
 from llmtrain.console import make_console, say
-from llmtrain.errors import EXIT_OK, EXIT_USER, ConfigError, require
+from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_USER, ConfigError, UserError, require
 from llmtrain.launch import foreign
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.shares import Shares, share_machine
 from llmtrain.launch.slurm import NoAnswerError, check_commands, check_folder, refuse_active
 from llmtrain.panel import show_note
+from llmtrain.secret import masked
 from llmtrain.units import counted
 
 CHANGEABLE = ("sweep.parallel", "sweep.trials")
@@ -164,20 +165,30 @@ def _preview(hydra: Composer, sweep: SweepRecord) -> SweepRecord:
 
 
 def _answer(hydra: Composer, sweep: SweepRecord, shares: Shares, *, yaml: bool) -> int:
-    """Print what every job that is not done would be, and start none."""
-    jobs = to_do(sweep.jobs)
+    """Print what every job that is not done would be, and start none; return the exit code.
+
+    0: all can run; 1: some are refused; 2: all are.
+    """
+    jobs, planned = to_do(sweep.jobs), {}
     if sweep.settings.searches:
         settings = sweep.settings
         print(f"# {settings.trials} jobs by {settings.sampler}; one that may be drawn:")
         jobs = [*jobs, *_preview(hydra, sweep).jobs]
     for job in jobs:
         print(f"# job {job.number}: {job.label}", flush=True)
-        run, plan = compose_job(hydra, job, shares)
+        try:
+            run, plan = planned[job.number] = compose_job(hydra, job, shares)
+        except UserError as error:
+            # Here, not on stderr: it is what was asked, and a comment where the answer is YAML.
+            print("# refused: " + masked(str(error)).replace("\n", "\n# "))
+            continue
         if yaml:
             print(to_yaml(run))
         else:
             print_plan(run, plan)
-    return EXIT_OK
+    if len(planned) == len(jobs):
+        return EXIT_OK
+    return EXIT_BUG if planned else EXIT_USER
 
 
 def _resumed(options: Options) -> tuple[SweepRecord, dict[str, Any]]:

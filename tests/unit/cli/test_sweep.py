@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llmtrain.cli import run
 from llmtrain.commands.compose import Composer, composer
@@ -336,3 +337,16 @@ def test_why_a_job_is_refused_is_told_once(
     err = capsys.readouterr().err
     assert err.count("model.n_heads=3") == 1 and "no 3 heads" not in err
     assert f"To go on: llmtrain train -m sweep.resume={tmp_path}" in err
+
+
+def test_a_dry_run_shows_every_job(capsys: pytest.CaptureFixture[str]) -> None:
+    dry = ["train", "-m", "-n"]
+    assert run([*dry, "model.n_heads=5,4,3"]) == 1
+    bad, good, last = capsys.readouterr().out.split("# job ")[1:]
+    assert "# refused: " in bad and "model.n_heads=5" in bad.partition("refused")[2]
+    assert "4 heads" in good and "refused" not in good
+    assert "model.n_heads=3" in last.partition("# refused: ")[2]
+    assert run([*dry, "model.n_heads=5,3"]) == 2
+    assert run(["train", "-m", "--cfg", "job", "model.n_heads=5,4"]) == 1
+    shown = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert shown[-1]["model"]["n_heads"] == 4

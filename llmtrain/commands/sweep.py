@@ -15,6 +15,7 @@ from llmtrain.commands.compose import Composer, composer
 from llmtrain.commands.options import Options
 from llmtrain.commands.search import Search, require_optuna
 from llmtrain.commands.show import print_plan
+from llmtrain.commands.submit_array import array_script
 from llmtrain.commands.sweep_jobs import compose_job, make_folder, read_sweep, words_of
 from llmtrain.commands.sweep_run import SweepRun
 from llmtrain.commands.sweep_slurm import submit_sweep
@@ -168,6 +169,9 @@ def _answer(hydra: Composer, sweep: SweepRecord, shares: Shares, *, yaml: bool) 
     """Print what every job that is not done would be, and start none; return the exit code.
 
     0: all can run; 1: some are refused; 2: all are.
+
+    Raises:
+        ConfigError: when the jobs of an array ask for different ones.
     """
     jobs, planned = to_do(sweep.jobs), {}
     if sweep.settings.searches:
@@ -186,6 +190,10 @@ def _answer(hydra: Composer, sweep: SweepRecord, shares: Shares, *, yaml: bool) 
             print(to_yaml(run))
         else:
             print_plan(run, plan)
+    if sweep.launcher == "slurm" and planned and not yaml:
+        there = sweep.folder.exists()
+        folder = sweep.folder if there else sweep.folder.with_name("DATE_TIME-ID")
+        print(f"\n{array_script(dict(sorted(planned.items())), folder)}", end="")
     if len(planned) == len(jobs):
         return EXIT_OK
     return EXIT_BUG if planned else EXIT_USER

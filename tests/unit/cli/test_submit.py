@@ -187,3 +187,13 @@ def test_without_sbatch_there_is_no_folder(
     err = capsys.readouterr().err
     assert "no `sbatch` on the PATH" in err and "2 jobs in" not in err
     assert not (place / "sweeps").exists()
+
+
+def test_a_sweep_that_is_not_started_shows_its_script(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*ARRAY, "model.n_heads=4,3", "-n"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("#!/bin/bash") == 1 and "#SBATCH --array=0,2\n" in out
+    assert f"{place}/sweeps/default/DATE_TIME-ID/2" in out
+    assert not (place / "sweeps").exists()

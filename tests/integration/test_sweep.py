@@ -144,7 +144,7 @@ def test_sigterm_preempts_all_jobs(acted: Sweeps) -> None:
     wait_until(lambda: acted.jobs() and acted.starts(0) and acted.starts(1), "two jobs")
     process.send_signal(signal.SIGTERM)
     _, err = finish(process, 143)
-    assert "saving and stopping 2 jobs" in err
+    assert "told to end: saving and stopping 2 jobs" in err and "Ctrl-C" not in err
     assert acted.statuses() == ["preempted", "preempted"]
 
 

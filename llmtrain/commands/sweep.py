@@ -5,7 +5,6 @@ A job that fails, or that cannot even be composed, does not stop the others.
 
 import dataclasses
 import os
-import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +18,9 @@ from llmtrain.commands.submit_array import array_script
 from llmtrain.commands.sweep_jobs import compose_job, make_folder, read_sweep, words_of
 from llmtrain.commands.sweep_run import SweepRun
 from llmtrain.commands.sweep_slurm import submit_sweep
-from llmtrain.commands.sweep_view import SweepView, count_jobs, ranked_table
-from llmtrain.config.paths import METRICS
+from llmtrain.commands.sweep_view import SweepView, count_jobs, how_to_resume, ranked_table
 from llmtrain.config.store import to_yaml
-from llmtrain.config.sweep import DONE, SweepRecord, load_sweep, to_do
+from llmtrain.config.sweep import SweepRecord, load_sweep, to_do
 from llmtrain.console import make_console, say
 from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_USER, ConfigError, UserError, require
 from llmtrain.launch import foreign
@@ -124,7 +122,7 @@ def _how_on(sweep: SweepRecord, code: int) -> str:
     if code == EXIT_USER:
         kept = "" if sweep.folder.exists() else f"{sweep.folder} is removed. "
         return f"{kept}Begin another sweep with what is mended."
-    return f"To go on: {shlex.join(['llmtrain', 'train', '-m', f'sweep.resume={sweep.folder}'])}"
+    return how_to_resume(sweep)
 
 
 def _check_parallel(sweep: SweepRecord) -> None:
@@ -241,13 +239,7 @@ def _read_again(sweep: SweepRecord, told: Mapping[str, Any]) -> None:
 
 def _look_again(sweep: SweepRecord) -> None:
     """Read what has come of jobs since the sweep wrote of them last, and say what goes on."""
-    for job in sweep.jobs:
-        if job.status in (*DONE, "refused"):
-            continue
-        if job.status in ("running", "submitted"):  # it has ended, without a word perhaps
-            began = job.status == "running" or (sweep.run_dir(job) / METRICS).is_file()
-            job.status = "stopped" if began else "not started"
-        sweep.collect(job)
+    sweep.settle()
     sweep.save()
     show_note(f"going on with {sweep.folder}: {count_jobs(sweep)}")
     for job in sweep.jobs:

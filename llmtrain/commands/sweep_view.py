@@ -1,6 +1,7 @@
 """What a person sees of a sweep: lines or a live table on stderr, the ranked table on stdout."""
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -125,10 +126,14 @@ def count_jobs(sweep: SweepRecord) -> str:
     counts: dict[str, int] = {}
     for job in sweep.jobs:
         counts[job.status] = counts.get(job.status, 0) + 1
-    undrawn = (sweep.settings.trials or len(sweep.jobs)) - len(sweep.jobs)
-    counts["not started"] = counts.get("not started", 0) + max(0, undrawn)
+    counts["not started"] = counts.get("not started", 0) + sweep.undrawn
     total = counted(sum(counts.values()), "job")
     return f"{total}: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+
+
+def how_to_resume(sweep: SweepRecord) -> str:
+    """Return how to go on with a sweep, as a command to be copied."""
+    return f"To go on: {shlex.join(['llmtrain', 'train', '-m', f'sweep.resume={sweep.folder}'])}"
 
 
 def ranked_table(sweep: SweepRecord, jobs: Sequence[Job] | None = None) -> Table:

@@ -353,3 +353,15 @@ def test_a_dry_run_shows_every_job(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", "-m", "--cfg", "job", "model.n_heads=5,4"]) == 1
     shown = list(yaml.safe_load_all(capsys.readouterr().out))
     assert shown[-1]["model"]["n_heads"] == 4
+
+
+def test_a_sweep_that_has_ended_is_not_cancelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done, killed = Job(0, [], [], "completed"), Job(1, [], [], "running")
+    record(tmp_path, done).save()
+    assert run(["cancel", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == f"{tmp_path} is not running: 1 job: 1 completed\n"
+    record(tmp_path, done, killed).save()
+    assert run(["cancel", str(tmp_path)]) == 0
+    assert "not running: 2 jobs: 1 completed, 1 stopped. To go on: " in capsys.readouterr().err

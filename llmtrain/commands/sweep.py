@@ -18,7 +18,7 @@ from llmtrain.commands.submit_array import array_script
 from llmtrain.commands.sweep_jobs import compose_job, make_folder, read_sweep, words_of
 from llmtrain.commands.sweep_run import SweepRun
 from llmtrain.commands.sweep_slurm import submit_sweep
-from llmtrain.commands.sweep_view import SweepView, count_jobs, how_to_resume, ranked_table
+from llmtrain.commands.sweep_view import SweepView, count_jobs, how_to_resume, show_ranked
 from llmtrain.config.store import to_yaml
 from llmtrain.config.sweep import SweepRecord, load_sweep, to_do
 from llmtrain.console import make_console, say
@@ -68,7 +68,7 @@ def run_sweep(options: Options) -> int:
                 _read_again(sweep, told)
                 _look_again(sweep)
             code = _start(hydra, sweep, shares, is_new=not resumed)
-    make_console().print(ranked_table(sweep))
+    show_ranked(make_console(), sweep)
     if code != EXIT_OK:
         # To be copied: on one line, however long.
         say(make_console(stderr=True), f"{count_jobs(sweep)}. {_how_on(sweep, code)}", "dim")

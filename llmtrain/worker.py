@@ -146,10 +146,7 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
             serve = run_server if server == 0 else partial(run_follower, server=server)
             return serve(run_dir, store, stop)
         if run_dir is None:
-            run_dir = learn_run_dir(store)
-            settle(run_dir, load_run_config(run_dir / paths.CONFIG).launcher)
-            hold(run_dir)
-            setup_log(log_path(run_dir, rank), rank)
+            run_dir = _follow(learn_run_dir(store), rank)
         info = start_rank(run_dir, store)
         joined = True
         if info.replica is not None:
@@ -183,6 +180,14 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
         return EXIT_BUG
     finally:
         _leave_process_group()
+
+
+def _follow(run_dir: Path, rank: int) -> Path:
+    """Return `run_dir`, which rank 0 has told, held and with a log as one known from the start."""
+    settle(run_dir, load_run_config(run_dir / paths.CONFIG).launcher)
+    hold(run_dir)
+    setup_log(log_path(run_dir, rank), rank)
+    return run_dir
 
 
 def _is_echo(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""`llmtrain cancel RUN`: end a run, wherever it runs, after a checkpoint."""
+"""`llmtrain cancel RUN`: end a run or a sweep, wherever it runs, after a checkpoint."""
 
 import os
 import signal
@@ -9,15 +9,18 @@ from pathlib import Path
 
 from llmtrain.checkpoint.newest import goes_on
 from llmtrain.commands.options import Options
+from llmtrain.commands.sweep_view import count_jobs, how_to_resume
 from llmtrain.commands.task import check_run
 from llmtrain.config.paths import CONFIG
 from llmtrain.config.result import read_result
 from llmtrain.config.store import load_run_config
+from llmtrain.config.sweep import SUMMARY, load_sweep
+from llmtrain.console import make_console, say
 from llmtrain.errors import EXIT_BUG, EXIT_OK, ConfigError
 from llmtrain.launch import slurm
 from llmtrain.launch.claim import Holder, holder
 from llmtrain.launch.slurm_script import RESEND_S
-from llmtrain.panel import show_error, show_note
+from llmtrain.panel import show_error
 
 AFTER_GRACE_S = 60.0
 """How long, after the time that a checkpoint may take, an end is waited for."""
@@ -26,7 +29,7 @@ LOOK_S = 0.5
 
 
 def run_cancel(options: Options) -> int:
-    """End the run that is named and wait for it; return the exit code.
+    """End the run, or the sweep, that is named and wait for it; return the exit code.
 
     Raises:
         ConfigError: when there is no such run, its process cannot be told from here, or Slurm
@@ -35,7 +38,7 @@ def run_cancel(options: Options) -> int:
     [name] = options.folders
     folder = Path(name).expanduser()
     job = slurm.find(folder)
-    if job is None:
+    if job is None and not (folder / SUMMARY).is_file():
         check_run(name)
     configs = [*folder.glob(CONFIG), *folder.glob(f"*/{CONFIG}")]  # of a sweep, those of its runs
     graces = [load_run_config(path).checkpoint.grace_s for path in configs]
@@ -48,17 +51,28 @@ def run_cancel(options: Options) -> int:
         what = str(process)
         ended = _wait(lambda: holder(folder) is None, wait_s)
     else:
-        show_note(
-            f"{name} is not running: {read_result(folder).get('status', 'it has not been started')}"
-        )
+        _say(f"{name} is not running: {_outcome(folder, 'it has not been started')}")
         return EXIT_OK
     if not ended:
         show_error("still running", f"{what} was told to end, and has not in {wait_s:.0f} s.")
         return EXIT_BUG
-    status = read_result(folder).get("status", "it had not begun")
-    after = f": {status}. {goes_on(folder)}" if (folder / CONFIG).is_file() else ""
-    show_note(f"{what} has ended{after}")
+    after = f". {goes_on(folder)}" if (folder / CONFIG).is_file() else ""
+    _say(f"{what} has ended: {_outcome(folder, 'it had not begun')}{after}")
     return EXIT_OK
+
+
+def _say(text: str) -> None:
+    """Say a line which may have a command in it, to be copied: one line, however long."""
+    say(make_console(stderr=True), text, "dim")
+
+
+def _outcome(folder: Path, nothing: str) -> str:
+    """Return what has come of a run, `nothing` perhaps, or of the jobs of a sweep."""
+    if not (folder / SUMMARY).is_file():
+        return str(read_result(folder).get("status", nothing))
+    sweep = load_sweep(folder.absolute())
+    sweep.settle()
+    return count_jobs(sweep) if sweep.is_done else f"{count_jobs(sweep)}. {how_to_resume(sweep)}"
 
 
 def _end_job(folder: Path, job_id: str, wait_s: float) -> bool:

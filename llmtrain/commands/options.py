@@ -104,7 +104,7 @@ COMMANDS = {
         folders="RUN",
     ),
     "cancel": Command(
-        "end a run, or a sweep that Slurm runs, after a checkpoint",
+        "end a run, or a sweep, after a checkpoint",
         ("cancel runs/books/1",),
         overrides=False,
         folders="RUN",

@@ -10,13 +10,13 @@ import collections
 import dataclasses
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from llmtrain.commands.submit import launcher_of, task_of
 from llmtrain.config.groups.slurm import SlurmLauncherConfig
 from llmtrain.config.paths import CONFIG, LOGS
-from llmtrain.config.plan import load_plan
+from llmtrain.config.plan import Plan, load_plan
 from llmtrain.config.result import read_result
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import load_run_config
@@ -33,16 +33,11 @@ def submit_array(folder: Path, numbers: Sequence[int]) -> slurm.Submitted:
     Raises:
         ConfigError: when it cannot be submitted, or they ask for different jobs.
     """
-    runs = {number: load_run_config(folder / str(number) / CONFIG) for number in numbers}
-    tasks = {
-        number: task_of(run, load_plan(folder / str(number)), folder / str(number))
-        for number, run in runs.items()
+    planned = {
+        number: (load_run_config(folder / str(number) / CONFIG), load_plan(folder / str(number)))
+        for number in numbers
     }
-    output = Path(str(folder).replace("%", "%%")) / "%a" / LOGS / "slurm-%A_%a.out"
-    text = render(
-        common_launcher(runs.values()), tasks, job_name=runs[numbers[0]].experiment_name,
-        code=folder / slurm.CODE, output=output, is_array=True,
-    )  # fmt: skip
+    text = array_script(planned, folder)
     slurm.snapshot(folder)
     script = folder / slurm.ARRAY
     script.parent.mkdir(exist_ok=True)
@@ -51,6 +46,21 @@ def submit_array(folder: Path, numbers: Sequence[int]) -> slurm.Submitted:
     for number in numbers:
         slurm.keep(folder / str(number), f"{job_id}_{number}")
     return slurm.keep(folder, job_id)
+
+
+def array_script(planned: Mapping[int, tuple[RunConfig, Plan]], folder: Path) -> str:
+    """Return the batch script of runs of a sweep, by their numbers.
+
+    Raises:
+        ConfigError: when they ask for different jobs.
+    """
+    runs = [run for run, _ in planned.values()]
+    tasks = {n: task_of(run, plan, folder / str(n)) for n, (run, plan) in planned.items()}
+    output = Path(str(folder).replace("%", "%%")) / "%a" / LOGS / "slurm-%A_%a.out"
+    return render(
+        common_launcher(runs), tasks, job_name=runs[0].experiment_name,
+        code=folder / slurm.CODE, output=output, is_array=True,
+    )  # fmt: skip
 
 
 def wait_for_array(folder: Path, numbers: Sequence[int], poll_s: float) -> int:

@@ -5,7 +5,7 @@ A job that fails, or that cannot even be composed, does not stop the others.
 
 import dataclasses
 import os
-import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,21 @@ from llmtrain.commands.compose import Composer, composer
 from llmtrain.commands.options import Options
 from llmtrain.commands.search import Search, require_optuna
 from llmtrain.commands.show import print_plan
+from llmtrain.commands.submit_array import array_script
 from llmtrain.commands.sweep_jobs import compose_job, make_folder, read_sweep, words_of
 from llmtrain.commands.sweep_run import SweepRun
 from llmtrain.commands.sweep_slurm import submit_sweep
-from llmtrain.commands.sweep_view import SweepView, count_jobs, ranked_table
-from llmtrain.config.paths import METRICS
+from llmtrain.commands.sweep_view import SweepView, count_jobs, how_to_resume, show_ranked
 from llmtrain.config.store import to_yaml
-from llmtrain.config.sweep import DONE, SweepRecord, load_sweep, to_do
+from llmtrain.config.sweep import SweepRecord, load_sweep, to_do
 from llmtrain.console import make_console, say
-from llmtrain.errors import EXIT_OK, ConfigError, require
+from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_USER, ConfigError, UserError, require
 from llmtrain.launch import foreign
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.shares import Shares, share_machine
-from llmtrain.launch.slurm import refuse_active
+from llmtrain.launch.slurm import NoAnswerError, check_commands, check_folder, refuse_active
 from llmtrain.panel import show_note
+from llmtrain.secret import masked
 from llmtrain.units import counted
 
 CHANGEABLE = ("sweep.parallel", "sweep.trials")
@@ -60,26 +61,68 @@ def run_sweep(options: Options) -> int:
         if sweep.device != "cpu" and sweep.launcher != "slurm":
             shares.require_gpu()
         if not resumed:
-            _preview(
-                hydra, sweep
-            )  # a space that makes no sense is refused before there is a folder
-            make_folder(sweep)
-            jobs = counted(sweep.settings.trials or len(sweep.jobs), "job")
-            show_note(f"{jobs} in {sweep.folder}{shares.describe()}")
+            _begin(hydra, sweep, shares)
         with claimed(sweep.folder, "sweep.resume"):
             refuse_active(sweep.folder)
             if resumed:
                 _read_again(sweep, told)
                 _look_again(sweep)
-            by_slurm = sweep.launcher == "slurm" and bool(to_do(sweep.jobs))
-            code = (submit_sweep if by_slurm else _run)(hydra, sweep, shares)
-    make_console().print(ranked_table(sweep))
+            code = _start(hydra, sweep, shares, is_new=not resumed)
+    show_ranked(make_console(), sweep)
     if code != EXIT_OK:
         # To be copied: on one line, however long.
-        resume = shlex.join(["llmtrain", "train", "-m", f"sweep.resume={sweep.folder}"])
-        go_on = f"{count_jobs(sweep)}. To go on: {resume}"
-        say(make_console(stderr=True), go_on, "dim")
+        say(make_console(stderr=True), f"{count_jobs(sweep)}. {_how_on(sweep, code)}", "dim")
     return code
+
+
+def _begin(hydra: Composer, sweep: SweepRecord, shares: Shares) -> None:
+    """Make the folder of a new sweep, when all is refused that can be without one.
+
+    Raises:
+        ConfigError: when it cannot be made, or the sweep cannot run.
+    """
+    _preview(hydra, sweep)
+    if sweep.launcher == "slurm":
+        check_commands()
+        check_folder(sweep.folder)
+    make_folder(sweep)
+    jobs = counted(sweep.settings.trials or len(sweep.jobs), "job")
+    show_note(f"{jobs} in {sweep.folder}{shares.describe()}")
+
+
+def _start(hydra: Composer, sweep: SweepRecord, shares: Shares, *, is_new: bool) -> int:
+    """Run or submit what is not done; return the exit code.
+
+    A new sweep of which no job was begun leaves nothing behind.
+
+    Raises:
+        ConfigError: when the jobs cannot be submitted.
+    """
+    by_slurm = sweep.launcher == "slurm" and bool(to_do(sweep.jobs))
+    try:
+        code = (submit_sweep if by_slurm else _run)(hydra, sweep, shares)
+    except NoAnswerError:
+        raise  # it may be queued
+    except ConfigError:
+        if is_new and not sweep.has_begun:
+            _remove(sweep)
+        raise
+    if is_new and code == EXIT_USER:
+        _remove(sweep)
+    return code
+
+
+def _remove(sweep: SweepRecord) -> None:
+    """Remove the folder of a sweep, within its claim: nobody else has begun in it."""
+    shutil.rmtree(sweep.folder, ignore_errors=True)
+
+
+def _how_on(sweep: SweepRecord, code: int) -> str:
+    """Return how a sweep goes on that has ended with `code`."""
+    if code == EXIT_USER:
+        kept = "" if sweep.folder.exists() else f"{sweep.folder} is removed. "
+        return f"{kept}Begin another sweep with what is mended."
+    return how_to_resume(sweep)
 
 
 def _check_parallel(sweep: SweepRecord) -> None:
@@ -121,20 +164,37 @@ def _preview(hydra: Composer, sweep: SweepRecord) -> SweepRecord:
 
 
 def _answer(hydra: Composer, sweep: SweepRecord, shares: Shares, *, yaml: bool) -> int:
-    """Print what every job that is not done would be, and start none."""
-    jobs = to_do(sweep.jobs)
+    """Print what every job that is not done would be, and start none; return the exit code.
+
+    0: all can run; 1: some are refused; 2: all are.
+
+    Raises:
+        ConfigError: when the jobs of an array ask for different ones.
+    """
+    jobs, planned = to_do(sweep.jobs), {}
     if sweep.settings.searches:
         settings = sweep.settings
         print(f"# {settings.trials} jobs by {settings.sampler}; one that may be drawn:")
         jobs = [*jobs, *_preview(hydra, sweep).jobs]
     for job in jobs:
         print(f"# job {job.number}: {job.label}", flush=True)
-        run, plan = compose_job(hydra, job, shares)
+        try:
+            run, plan = planned[job.number] = compose_job(hydra, job, shares)
+        except UserError as error:
+            # Here, not on stderr: it is what was asked, and a comment where the answer is YAML.
+            print("# refused: " + masked(str(error)).replace("\n", "\n# "))
+            continue
         if yaml:
             print(to_yaml(run))
         else:
             print_plan(run, plan)
-    return EXIT_OK
+    if sweep.launcher == "slurm" and planned and not yaml:
+        there = sweep.folder.exists()
+        folder = sweep.folder if there else sweep.folder.with_name("DATE_TIME-ID")
+        print(f"\n{array_script(dict(sorted(planned.items())), folder)}", end="")
+    if len(planned) == len(jobs):
+        return EXIT_OK
+    return EXIT_BUG if planned else EXIT_USER
 
 
 def _resumed(options: Options) -> tuple[SweepRecord, dict[str, Any]]:
@@ -179,15 +239,9 @@ def _read_again(sweep: SweepRecord, told: Mapping[str, Any]) -> None:
 
 def _look_again(sweep: SweepRecord) -> None:
     """Read what has come of jobs since the sweep wrote of them last, and say what goes on."""
-    for job in sweep.jobs:
-        if job.status in (*DONE, "refused"):
-            continue
-        if job.status in ("running", "submitted"):  # it has ended, without a word perhaps
-            began = job.status == "running" or (sweep.run_dir(job) / METRICS).is_file()
-            job.status = "stopped" if began else "not started"
-        sweep.collect(job)
+    sweep.settle()
     sweep.save()
     show_note(f"going on with {sweep.folder}: {count_jobs(sweep)}")
     for job in sweep.jobs:
-        if job.status in ("failed", "refused"):
-            show_note(f"job {job.number} {job.status} before, and is tried again: {job.error}")
+        if job.status == "failed":  # a refusal is told where it is refused again
+            show_note(f"job {job.number} failed before, and is tried again: {job.error}")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from llmtrain.commands.compose import Composer, SweepBase
 from llmtrain.commands.freeze import freeze
@@ -27,6 +27,7 @@ from llmtrain.config.schema import RunConfig
 from llmtrain.config.sweep import Job, SweepRecord
 from llmtrain.errors import UserError, require
 from llmtrain.launch.shares import Shares
+from llmtrain.units import counted
 
 SETTINGS = "sweep."
 
@@ -110,10 +111,19 @@ def words_of(hydra: Composer, sweep: SweepRecord) -> list[Override]:
 def _check_search(sweep: SweepRecord, words: Sequence[Override], base: SweepBase) -> None:
     """Refuse a search without a space, or that prunes where there is nothing to look at."""
     settings = base.settings
+    swept = [o for o in words if o.is_sweep_override()]
     require(
-        any(o.is_sweep_override() for o in words),
+        bool(swept),
         f"sweep.sampler={settings.sampler} has nothing to search: give a setting a space, such as "
         "'optimizer.lr=tag(log, interval(1e-4, 1e-2))'.",
+    )
+    numbers = [o for o in swept if isinstance(o.value(), IntervalSweep | RangeSweep)]
+    # Optuna would draw everything at random, and say nothing of it.
+    require(
+        settings.sampler != "cmaes" or len(numbers) > 1,
+        f"sweep.sampler=cmaes learns from two settings at least that are numbers, interval() or "
+        f"range(), and here is {counted(len(numbers), 'such setting')}; set sweep.sampler=tpe, "
+        "which takes any.",
     )
     require(
         settings.pruner == "none" or sweep.every_steps is not None,

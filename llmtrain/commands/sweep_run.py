@@ -83,8 +83,10 @@ class SweepRun:
             return
         self._stop_told = True
         if self._sweep.settings.parallel > 1:
-            what = counted(jobs, "job")
-            self._view.note(f"saving and stopping {what}; Ctrl-C again ends them at once")
+            what = f"saving and stopping {counted(jobs, 'job')}"
+            by_hand = self._pool.stopped_by == signal.SIGINT
+            again = f"{what}; Ctrl-C again ends them at once"
+            self._view.note(again if by_hand else f"told to end: {what}")
 
     def _is_frozen(self, job: Job) -> bool:
         """Freeze a job that is not; return whether it can be started."""

@@ -17,7 +17,7 @@ def submit_sweep(hydra: Composer, sweep: SweepRecord, shares: Shares) -> int:
     """Submit the jobs that are not done; return the exit code, where it waits that of the jobs.
 
     Raises:
-        ConfigError: when they cannot be submitted; what is frozen stays, to be resumed.
+        ConfigError: when they cannot be submitted; what is frozen stays.
     """
     slurm.check_commands()
     slurm.check_folder(sweep.folder)

@@ -1,14 +1,14 @@
 """What a person sees of a sweep: lines or a live table on stderr, the ranked table on stdout."""
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from llmtrain.commands.show import plain_table
@@ -22,6 +22,9 @@ STYLES = {"completed": "green", "failed": "red", "refused": "red", "not started"
 
 BEST_SHOWN = 5
 """Jobs that are done in the live table: there may be hundreds."""
+
+OTHERS_WIDTH = 58
+"""Columns that a ranked table has besides its overrides."""
 
 
 class SweepView:
@@ -89,7 +92,7 @@ class SweepView:
         done = [job for job in self._sweep.ranked() if job.status in DONE]
         if done and sys.stderr.isatty():
             console = make_console(stderr=True)
-            console.print(ranked_table(self._sweep, done[:BEST_SHOWN]))
+            show_ranked(console, self._sweep, done[:BEST_SHOWN])
             console.print(Text(count_jobs(self._sweep), "dim"))
 
     def refused(self, error: UserError, *, told: bool) -> None:
@@ -125,25 +128,38 @@ def count_jobs(sweep: SweepRecord) -> str:
     counts: dict[str, int] = {}
     for job in sweep.jobs:
         counts[job.status] = counts.get(job.status, 0) + 1
-    undrawn = (sweep.settings.trials or len(sweep.jobs)) - len(sweep.jobs)
-    counts["not started"] = counts.get("not started", 0) + max(0, undrawn)
+    counts["not started"] = counts.get("not started", 0) + sweep.undrawn
     total = counted(sum(counts.values()), "job")
     return f"{total}: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n)
 
 
-def ranked_table(sweep: SweepRecord, jobs: Sequence[Job] | None = None) -> Table:
-    """Return jobs as a table; null: all of the sweep, the best first."""
+def how_to_resume(sweep: SweepRecord) -> str:
+    """Return how to go on with a sweep, as a command to be copied."""
+    return f"To go on: {shlex.join(['llmtrain', 'train', '-m', f'sweep.resume={sweep.folder}'])}"
+
+
+def show_ranked(console: Console, sweep: SweepRecord, jobs: Sequence[Job] | None = None) -> None:
+    """Print jobs as a table; null: all of the sweep, the best first."""
+    jobs = sweep.ranked() if jobs is None else jobs
+    # Rich folds between two overrides, where there is room for each: what has no need of it makes
+    # room, the headers of the losses and the gaps.
+    longest = max((len(word) for job in jobs for word in job.label.split()), default=0)
+    is_tight = longest > console.width - OTHERS_WIDTH
+    fold = "\n" if is_tight else " "
     table = plain_table(
-        ">rank", ">job", "overrides", "status", ">step", ">train loss", ">val loss", ">wall"
-    )
-    for job in sweep.ranked() if jobs is None else jobs:
+        ">rank", ">job", "overrides", "status", ">step", f">train{fold}loss", f">val{fold}loss",
+        ">wall",
+    )  # fmt: skip
+    if is_tight:
+        table.padding = (0, 1, 0, 0)
+    for job in jobs:
         style = "bold green" if job.rank == 1 else ""
         table.add_row(
             str(job.rank or ""), str(job.number), job.label, _status(job), str(job.step or ""),
             Text(_loss(job.train_loss), style), Text(_loss(job.val_loss), style),
             format_duration(job.wall_s) if job.wall_s else "",
         )  # fmt: skip
-    return table
+    console.print(table)
 
 
 def _status(job: Job) -> Text:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmtrain.config.groups.sweep import SweepConfig
+from llmtrain.config.paths import METRICS
 from llmtrain.config.result import EXIT_CODES, read_result
 from llmtrain.durable import replace_text
 from llmtrain.errors import ConfigError
@@ -87,6 +88,21 @@ class SweepRecord:
         found: float | None = getattr(job, self.settings.metric)
         return None if found is None or math.isnan(found) else found
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a job of it was ever started or submitted."""
+        return any(job.status not in ("not started", "refused") for job in self.jobs)
+
+    @property
+    def undrawn(self) -> int:
+        """How many jobs a search has still to draw."""
+        return max(0, (self.settings.trials or 0) - len(self.jobs))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to go on with."""
+        return not to_do(self.jobs) and not self.undrawn
+
     def ranked(self) -> list[Job]:
         """Return the jobs that completed, the best first, then the others by their numbers."""
         good = [job for job in self.jobs if job.status == "completed"]
@@ -111,6 +127,16 @@ class SweepRecord:
         job.status, job.error = str(result.get("status", job.status)), result.get("error")
         job.step, job.train_loss = result.get("step"), result.get("train_loss")
         job.val_loss = result.get("val_loss")
+
+    def settle(self) -> None:
+        """Read what has come of jobs since the sweep wrote of them last: none of them runs now."""
+        for job in self.jobs:
+            if job.status in (*DONE, "refused"):
+                continue
+            if job.status in ("running", "submitted"):  # it has ended, without a word perhaps
+                began = job.status == "running" or (self.run_dir(job) / METRICS).is_file()
+                job.status = "stopped" if began else "not started"
+            self.collect(job)
 
     def finish(self, job: Job, exit_code: int, *, since: float) -> None:
         """Complete a job whose process has ended.

@@ -17,6 +17,7 @@ from llmtrain.config import paths
 from llmtrain.config.groups.inference import GenerateConfig
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
+from llmtrain.config.sweep import SUMMARY
 from llmtrain.lifeline import PARENT_ENV
 from llmtrain.tasks.generate import generate_texts
 from llmtrain.tasks.inference import load_trained
@@ -79,12 +80,14 @@ def tell_end(
         f"{''.join(f', {text}' for text in losses)}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    if result.status != "completed":
+    # A sweep says itself how it goes on, and what it gave up does not.
+    of_sweep = (run_dir.parent / SUMMARY).is_file()
+    if result.status != "completed" and not of_sweep:
         console.print(
             f"{_go_on()}: {resume_command(run_dir)}",
             soft_wrap=True, markup=False, highlight=False,
         )  # fmt: skip
-    elif run.train.sample_tokens:
+    elif result.status == "completed" and run.train.sample_tokens:
         _show_sample(ending, run_dir, console)
     console.print(f"run directory: {run_dir}", highlight=False, soft_wrap=True)
 

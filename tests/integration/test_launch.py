@@ -371,8 +371,9 @@ def test_ctrl_c_ends_a_sweep(stage: Stage) -> None:
     found = "sweeps/default/*/0/metrics.jsonl"
     assert eventually(lambda: any("loss" in p.read_text() for p in stage.folder.glob(found)))
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
+    assert "To go on: llmtrain train -m" in err and "go on with:" not in err  # one way, not two
     (summary,) = stage.folder.glob("sweeps/default/*/sweep.json")
     jobs = json.loads(summary.read_text())["jobs"]
     assert [job["status"] for job in jobs] == ["stopped", "not started"]

@@ -144,8 +144,25 @@ def test_sigterm_preempts_all_jobs(acted: Sweeps) -> None:
     wait_until(lambda: acted.jobs() and acted.starts(0) and acted.starts(1), "two jobs")
     process.send_signal(signal.SIGTERM)
     _, err = finish(process, 143)
-    assert "saving and stopping 2 jobs" in err
+    assert "told to end: saving and stopping 2 jobs" in err and "Ctrl-C" not in err
     assert acted.statuses() == ["preempted", "preempted"]
+
+
+def test_a_sweep_is_cancelled(acted: Sweeps) -> None:
+    process = acted.start("-m", "sweep.parallel=2", "train.device=cpu", "train.seed=1,2,3")
+    wait_until(lambda: acted.jobs() and acted.starts(0) and acted.starts(1), "two jobs")
+    cancelled = subprocess.run(
+        [sys.executable, "-m", "llmtrain", "cancel", str(acted.sweep())], env=acted.env,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert f"process {process.pid} on " in cancelled.stderr
+    assert "has ended: 3 jobs: 2 preempted, 1 not started. To go on: " in cancelled.stderr
+    assert cancelled.stderr.endswith(f"sweep.resume={acted.sweep()}\n")
+    _, err = finish(process, 143)
+    assert "told to end: saving and stopping 2 jobs" in err and "Ctrl-C" not in err
+    assert acted.statuses() == ["preempted", "preempted", "not started"]
+    assert acted.processes() == []
 
 
 @SLOW

@@ -160,3 +160,40 @@ def test_a_run_that_is_submitted_says_what_can_be_copied(
     assert main(["train", "launcher=slurm", "run_dir=a run"]) == 0
     told = commands_in(capsys.readouterr().err)
     assert told == [["logs", f"{place}/a run", "-f"], ["jobs"], ["cancel", f"{place}/a run"]]
+
+
+ARRAY = ["train", "-m", "launcher=slurm", "train.seed=1,2"]
+
+
+def test_a_sweep_that_is_refused_leaves_nothing(
+    commands: Commands, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands(sbatch="#!/bin/sh\necho invalid partition >&2\nexit 1\n")
+    assert main(ARRAY) == 2
+    assert "invalid partition" in capsys.readouterr().err
+    assert not list(place.glob("sweeps/*/*"))
+    # What may be queued stays.
+    commands(sbatch="#!/bin/sh\necho Socket timed out >&2\nexit 1\n")
+    assert main(ARRAY) == 2
+    assert (the_sweep(place).folder / "0" / "config.yaml").is_file()
+
+
+def test_without_sbatch_there_is_no_folder(
+    commands: Commands, place: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PATH", str(place))
+    assert main(ARRAY) == 2
+    err = capsys.readouterr().err
+    assert "no `sbatch` on the PATH" in err and "2 jobs in" not in err
+    assert not (place / "sweeps").exists()
+
+
+def test_a_sweep_that_is_not_started_shows_its_script(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*ARRAY, "model.n_heads=4,3", "-n"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("#!/bin/bash") == 1 and "#SBATCH --array=0,2\n" in out
+    assert f"{place}/sweeps/default/DATE_TIME-ID/2" in out
+    assert not (place / "sweeps").exists()

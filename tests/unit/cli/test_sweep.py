@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llmtrain.cli import run
 from llmtrain.commands.compose import Composer, composer
@@ -146,6 +147,9 @@ def test_a_long_sweep_composes_its_choices_once(
         (["run_dir=x", "train.seed=1,2"], "cannot share one"),
         (["sweep.sampler=tpe", "sweep.trials=2", "sweep.pruner=median", "train.seed=1,2",
           "train.eval_every_steps=null"], "train.eval_every_steps=50"),
+        (["sweep.sampler=cmaes", "sweep.trials=2", "optimizer.lr=interval(1e-4,1e-2)",
+          "model=glob(llama_*)", "train.seed=1,2"], "1 such setting; set sweep.sampler=tpe"),
+        (["sweep.sampler=cmaes", "sweep.trials=2", "optimizer=adam,lion"], "0 such settings"),
         (["launcher=local,slurm"], "make a sweep of each"),
         (["launcher=torchrun", "launcher.nnodes=2", "launcher.rdzv_endpoint=a:1", "train.seed=1,2"],
          "launcher=torchrun cannot start the jobs of a sweep, only local and slurm can"),
@@ -314,3 +318,50 @@ def test_an_experiment_may_be_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     assert run(["train", "--config-dir", str(tmp_path), "experiment=mine", "-n"]) == 0
     assert capsys.readouterr().out.count("# job") == 2
+
+
+def test_a_sweep_without_a_job_that_can_run_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "-m", "model.n_heads=5,3"]) == 2
+    said = capsys.readouterr()
+    assert said.out.count("refused") == 2
+    assert "is removed. Begin another sweep" in said.err and "sweep.resume" not in said.err
+    assert not list(tmp_path.glob("sweeps/*/*"))
+
+
+def test_why_a_job_is_refused_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["model.n_heads=3"]
+    before = [Job(0, [], [], "completed"), Job(1, words, words, "refused", error="no 3 heads")]
+    record(tmp_path, *before).save()
+    assert run(["train", f"sweep.resume={tmp_path}"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("model.n_heads=3") == 1 and "no 3 heads" not in err
+    assert f"To go on: llmtrain train -m sweep.resume={tmp_path}" in err
+
+
+def test_a_dry_run_shows_every_job(capsys: pytest.CaptureFixture[str]) -> None:
+    dry = ["train", "-m", "-n"]
+    assert run([*dry, "model.n_heads=5,4,3"]) == 1
+    bad, good, last = capsys.readouterr().out.split("# job ")[1:]
+    assert "# refused: " in bad and "model.n_heads=5" in bad.partition("refused")[2]
+    assert "4 heads" in good and "refused" not in good
+    assert "model.n_heads=3" in last.partition("# refused: ")[2]
+    assert run([*dry, "model.n_heads=5,3"]) == 2
+    assert run(["train", "-m", "--cfg", "job", "model.n_heads=5,4"]) == 1
+    shown = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert shown[-1]["model"]["n_heads"] == 4
+
+
+def test_a_sweep_that_has_ended_is_not_cancelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done, killed = Job(0, [], [], "completed"), Job(1, [], [], "running")
+    record(tmp_path, done).save()
+    assert run(["cancel", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == f"{tmp_path} is not running: 1 job: 1 completed\n"
+    record(tmp_path, done, killed).save()
+    assert run(["cancel", str(tmp_path)]) == 0
+    assert "not running: 2 jobs: 1 completed, 1 stopped. To go on: " in capsys.readouterr().err

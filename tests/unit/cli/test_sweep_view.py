@@ -1,14 +1,16 @@
 """What a person sees of a sweep, on a terminal and elsewhere."""
 
 import contextlib
+import io
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from llmtrain.commands.sweep_view import BEST_SHOWN, SweepView
+from llmtrain.commands.sweep_view import BEST_SHOWN, SweepView, show_ranked
 from llmtrain.config.groups.sweep import SweepConfig
 from llmtrain.config.sweep import Job, SweepRecord
 
@@ -86,3 +88,16 @@ def test_where_there_is_no_terminal_there_is_no_table(
         view.began(sweep.jobs[1], again=False)
     said = capsys.readouterr()
     assert said.out == "" and said.err == "\njob 1 of 2: train.seed=1\n"
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_an_override_is_not_folded_in_mid_word(tmp_path: Path, width: int) -> None:
+    words = ["optimizer.lr=0.001", "optimizer.weight_decay=0.01"]
+    sweep = in_turn(tmp_path, 2)
+    sweep.jobs[0].given, sweep.jobs[1].status = words, "completed"
+    sweep.jobs[1].train_loss = sweep.jobs[1].val_loss = 10.1234
+    console = Console(width=width, file=io.StringIO())
+    show_ranked(console, sweep)
+    shown = console.file.getvalue().split()
+    assert {*words, "train.seed=1", "10.1234", "started", "completed"} <= set(shown)
+    assert max(len(line) for line in console.file.getvalue().splitlines()) <= width

@@ -1,8 +1,10 @@
 """Freeze what was composed: the only thing that crosses to the workers."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -30,6 +32,41 @@ def run_folder(run: RunConfig) -> Path:
     """
     wanted = Path(run.run_dir) if run.run_dir else default_run_dir(run.experiment_name)
     return make_run_dir(wanted)
+
+
+def is_made(run: RunConfig) -> bool:
+    """Make the run directory of `run`; return whether it was not there before."""
+    if run.run_dir is None:
+        return True  # its name is a new one
+    try:
+        Path(run.run_dir).expanduser().mkdir(parents=True)
+    except OSError:  # it is there; or `run_folder` says what is wrong
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def dropped_if_refused(
+    run_dir: Path, *, is_new: bool, kept: type[ConfigError] | None = None
+) -> Iterator[None]:
+    """Remove a run directory that this start has made, where the start is refused inside.
+
+    To be used within the claim: nobody else has begun in it.
+
+    Args:
+        run_dir: The run directory.
+        is_new: Whether this start has made it.
+        kept: A refusal after which it stays.
+
+    Raises:
+        ConfigError: the refusal.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if is_new and not (kept and isinstance(error, kept)):
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
 
 
 def freeze(run: RunConfig, plan: Plan, overrides: Sequence[str], run_dir: Path) -> bool:

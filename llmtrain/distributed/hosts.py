@@ -9,7 +9,6 @@ code on all hosts: it belongs into a network whose members are trusted.
 """
 
 import datetime
-import errno
 import json
 import secrets
 import socket
@@ -27,7 +26,7 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCP
 
 from llmtrain.config.paths import LOGS
 from llmtrain.distributed.loopback import BACKLOG
-from llmtrain.distributed.node import Node, reachable_address
+from llmtrain.distributed.node import Node, bound, reachable_address
 from llmtrain.durable import replace_text
 from llmtrain.errors import ConfigError
 
@@ -62,21 +61,10 @@ def serve(
     Raises:
         ConfigError: when the port is taken, or may not be had.
     """
-    family, own = address or (socket.AF_INET, "")
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        # A start right after another: the port is still remembered.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((own, port))
-        except OSError as error:
-            why = "in use" if error.errno == errno.EADDRINUSE else error.strerror
-            raise ConfigError(
-                f"launcher.rdzv_endpoint={host}:{port}: the port cannot be had on this machine "
-                f"({why}); name another, the same on every host."
-            ) from None
+    with bound(host, port, address) as listener:
         listener.listen(BACKLOG)
         return TCPStore(
-            own or "127.0.0.1", port, is_master=True, wait_for_workers=False,
+            address[1] if address else "127.0.0.1", port, is_master=True, wait_for_workers=False,
             timeout=datetime.timedelta(seconds=patience_s), master_listen_fd=listener.detach(),
         )  # fmt: skip
 

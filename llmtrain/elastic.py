@@ -35,6 +35,7 @@ from llmtrain.distributed.env import ROUND_ENV
 from llmtrain.distributed.hosts import LEAVE_S, Meeting
 from llmtrain.distributed.loopback import HOST, LoopbackRendezvous
 from llmtrain.distributed.node import Node, interface_towards
+from llmtrain.distributed.waiting import told
 from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.launch.attempts import Attempts
 from llmtrain.launch.elsewhere import leave_word, report_host, report_incomplete
@@ -141,7 +142,8 @@ class Agent(LocalElasticAgent):
             return
         self._is_meeting = True
         try:
-            super()._rendezvous(worker_group)
+            with told(self._meeting.waiting):
+                super()._rendezvous(worker_group)
         finally:
             self._is_meeting = False
         os.environ[ROUND_ENV] = str(self._meeting.met())

@@ -129,6 +129,14 @@ def test_who_waits_outlasts_a_failover(
         submit.wait(run_dir, job, 0.01)
 
 
+def test_jobs_says_what_it_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["jobs"]) == 0
+    assert "no run below runs or sweeps was submitted to Slurm" in capsys.readouterr().err
+
+
 # How a job is ended.
 
 

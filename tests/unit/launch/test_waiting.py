@@ -9,6 +9,7 @@ import pytest
 from llmtrain.distributed.hosts import Meeting, reach
 from llmtrain.distributed.node import Node
 from llmtrain.distributed.waiting import told
+from llmtrain.elastic import are_here
 from llmtrain.errors import ConfigError
 from tests.support.waiting import wait_until
 
@@ -48,6 +49,10 @@ def test_the_first_host_is_waited_for_aloud(capsys: pytest.CaptureFixture[str]) 
         reach("127.0.0.1", port, 2.0)
     where = f"127.0.0.1:{port}"
     assert Told(capsys).lines() == [f"waiting for the first host at {where} (Connection refused)"]
+
+
+def test_one_rank_and_several_are_named() -> None:
+    assert are_here([3]) == "here is rank 3" and are_here([4, 5, 6]) == "here are ranks 4 to 6"
 
 
 def in_background(*works: Callable[[], object]) -> list[threading.Thread]:

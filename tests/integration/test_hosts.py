@@ -118,6 +118,7 @@ def test_what_cannot_be_reached_is_named(two: Room) -> None:
         assert program.ended(END_S) == 2
         assert all(word in flat(program.err) for word in words), program.err
         assert "Traceback" not in program.err
+        assert program.err.startswith("waiting for the first host at "), program.err
     assert two.is_empty()
 
 
@@ -326,4 +327,5 @@ def test_a_host_that_never_comes(two: Room) -> None:
     assert program.ended(60) == 1
     told = flat(program.err)
     assert "launcher.nnodes=2 hosts were waited for at host0:29500" in told
+    assert "\nwaiting at host0:29500 for 2 hosts: 1 has come (host0)\n" in f"\n{program.err}"
     assert "1 came" in told and two.result()["status"] == "failed"

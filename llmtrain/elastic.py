@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +35,7 @@ from llmtrain.distributed.env import ROUND_ENV
 from llmtrain.distributed.hosts import LEAVE_S, Meeting
 from llmtrain.distributed.loopback import HOST, LoopbackRendezvous
 from llmtrain.distributed.node import Node, interface_towards
+from llmtrain.distributed.waiting import told
 from llmtrain.errors import EXIT_BUG, EXIT_OK
 from llmtrain.launch.attempts import Attempts
 from llmtrain.launch.elsewhere import leave_word, report_host, report_incomplete
@@ -141,15 +142,16 @@ class Agent(LocalElasticAgent):
             return
         self._is_meeting = True
         try:
-            super()._rendezvous(worker_group)
+            with told(self._meeting.waiting):
+                super()._rendezvous(worker_group)
         finally:
             self._is_meeting = False
         os.environ[ROUND_ENV] = str(self._meeting.met())
-        first, world_size = worker_group.workers[0].global_rank, worker_group.workers[0].world_size
-        last = worker_group.workers[-1].global_rank
+        ranks = [worker.global_rank for worker in worker_group.workers]
         show_note(
-            f"{self.hosts} of {self._meeting.nnodes} hosts, {world_size} processes; here are ranks "
-            f"{first} to {last}" + ("" if first == 0 else ", and rank 0's host shows the output")
+            f"{self.hosts} of {self._meeting.nnodes} hosts, {worker_group.workers[0].world_size} "
+            f"processes; {are_here(ranks)}"
+            + ("" if 0 in ranks else ", and rank 0's host shows the output")
         )
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -213,6 +215,13 @@ class Agent(LocalElasticAgent):
         assert self._meeting is not None
         lost = self._meeting.node.endpoint
         os._exit(report_host(self._run_dir, [], since=self.since, began=self.began, lost=lost))
+
+
+def are_here(ranks: Sequence[int]) -> str:
+    """Return the words for the ranks of this host."""
+    if len(ranks) == 1:
+        return f"here is rank {ranks[0]}"
+    return f"here are ranks {ranks[0]} to {ranks[-1]}"
 
 
 def run_workers(run_dir: Path, processes: int, handle: Callable[[Callable[..., Any]], None]) -> int:

@@ -1,8 +1,10 @@
 """Freeze what was composed: the only thing that crosses to the workers."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -53,6 +55,47 @@ def _refuse_other(folder: Path) -> None:
             f"run_dir={folder} is no run directory, and not empty: it holds "
             f"{', '.join(others[:SHOWN])}{more}. Name a new folder with run_dir=DIR."
         )
+
+
+def is_made(run: RunConfig) -> bool:
+    """Make the run directory of `run`; return whether it was not there before."""
+    if run.run_dir is None:
+        return True  # its name is a new one
+    try:
+        Path(run.run_dir).expanduser().mkdir(parents=True)
+    except OSError:  # it is there; or `run_folder` says what is wrong
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def dropped_if_refused(
+    run_dir: Path, *, is_new: bool, kept: type[ConfigError] | None = None
+) -> Iterator[None]:
+    """Remove a run directory that this start has made, where the start is refused inside.
+
+    To be used within the claim: nobody else has begun in it.
+
+    Args:
+        run_dir: The run directory.
+        is_new: Whether this start has made it.
+        kept: A refusal after which it stays.
+
+    Raises:
+        ConfigError: the refusal.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if is_new and not (kept and isinstance(error, kept)):
+            drop(run_dir)
+        raise
+
+
+def drop(run_dir: Path) -> None:
+    """Remove a run directory in which nothing was trained."""
+    if not (run_dir / CHECKPOINTS).exists():
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def freeze(run: RunConfig, plan: Plan, overrides: Sequence[str], run_dir: Path) -> bool:

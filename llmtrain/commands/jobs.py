@@ -56,8 +56,11 @@ def run_jobs(options: Options) -> int:
         print(json.dumps({"jobs": [dataclasses.asdict(row) for row in rows]}, indent=2))
         return EXIT_OK
     if not rows:
-        where = " ".join(options.folders or FOLDERS)
-        show_note(f"no run below {where} was submitted: llmtrain train launcher=slurm ...")
+        where = " or ".join(options.folders or FOLDERS)
+        show_note(
+            f"no run below {where} was submitted to Slurm, and only those are listed; "
+            "`llmtrain train launcher=slurm ...` submits one"
+        )
         return EXIT_OK
     _show(rows)
     return EXIT_OK

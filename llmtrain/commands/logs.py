@@ -1,5 +1,6 @@
 """`llmtrain logs RUN [-f]`: a rank's log and what the run's job has printed, as they grow."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,8 @@ from llmtrain.commands.compose import composer
 from llmtrain.commands.options import Options
 from llmtrain.commands.task import check_run
 from llmtrain.config.groups.logs import LogsConfig
-from llmtrain.config.paths import LOGS
+from llmtrain.config.paths import LOGS, PLAN
+from llmtrain.config.result import read_result
 from llmtrain.errors import EXIT_OK, ConfigError
 from llmtrain.launch import slurm
 from llmtrain.launch.claim import holder
@@ -76,9 +78,7 @@ def run_logs(options: Options) -> int:
     any_shown = tail()
     if not options.has("--follow"):
         if not any_shown:
-            raise ConfigError(
-                f"{run} has no log of rank {rank.rank} yet; its folder has {_ranks(run_dir)}."
-            )
+            raise _no_log(run, rank.rank)
         return EXIT_OK
     asked = time.monotonic() - ASK_S
     job = slurm.find(run_dir)
@@ -87,15 +87,21 @@ def run_logs(options: Options) -> int:
         while is_active:
             if time.monotonic() - asked >= ASK_S:
                 is_active, asked = is_running(run_dir, watch), time.monotonic()
-            tail()
+            any_shown |= tail()
             time.sleep(LOOK_S if is_active else 0)
     except KeyboardInterrupt:
         show_note("\nthe run goes on")
+        return EXIT_OK
+    if not any_shown:
+        raise _no_log(run, rank.rank)
     return EXIT_OK
 
 
 def files(run_dir: Path, rank: int) -> Iterator[Path]:
-    """Yield the files in which a rank speaks; with rank 0's what jobs have printed."""
+    """Yield the files in which a rank speaks; with rank 0's what jobs have printed.
+
+    Where a server tells how training goes, its log stands beside rank 0's.
+    """
     if rank == 0:
         outputs = (run_dir / LOGS).glob("slurm-*.out")
         yield from sorted(outputs, key=lambda path: path.stat().st_mtime)
@@ -103,6 +109,18 @@ def files(run_dir: Path, rank: int) -> Iterator[Path]:
         yield output_path(run_dir, rank, "out")
         yield output_path(run_dir, rank, "err")
     yield log_path(run_dir, rank)
+    server = _server(run_dir)
+    if rank == 0 and server is not None:
+        yield log_path(run_dir, server)
+
+
+def _server(run_dir: Path) -> int | None:
+    """Return the number of a run's first server, which is counted after its ranks; None: none."""
+    try:
+        plan = json.loads((run_dir / PLAN).read_text())
+        return int(plan["world_size"]) if plan["servers"] else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def is_running(run_dir: Path, watch: slurm.Watch | None) -> bool:
@@ -121,6 +139,21 @@ def is_running(run_dir: Path, watch: slurm.Watch | None) -> bool:
         return False
     watch.look()
     return not watch.ended
+
+
+def _no_log(run: str, rank: int) -> ConfigError:
+    """Return the refusal of a rank that has logged nothing, with the run's end where it has one."""
+    run_dir = Path(run).expanduser()
+    result = read_result(run_dir)
+    if not result:
+        return ConfigError(
+            f"{run} has no log of rank {rank} yet; its folder has {_ranks(run_dir)}."
+        )
+    error = f": {result['error']}" if result.get("error") else "."
+    return ConfigError(
+        f"{run} has no log of rank {rank}; its folder has {_ranks(run_dir)}. "
+        f"The run has ended, {result.get('status')}{error}"
+    )
 
 
 def _ranks(run_dir: Path) -> str:

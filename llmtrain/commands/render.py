@@ -31,8 +31,6 @@ def run_render(options: Options, run: RunConfig) -> int:
     """
     launcher = run.launcher
     assert isinstance(launcher, CloudLauncherConfig)
-    if not options.has("--dry-run"):
-        raise starts_nothing(launcher, options.overrides)
     require(
         not options.config_dirs,
         f"--config-dir: launcher={launcher.name} passes the overrides on to hosts that do not have "
@@ -50,6 +48,8 @@ def run_render(options: Options, run: RunConfig) -> int:
     plan = make_plan(run, gpus=0 if run.train.device == "cpu" else launcher.gpus_per_node)
     text, words = _rendered(run, launcher, plan, options.overrides)
     _check_words(run, words)
+    if not options.has("--dry-run"):  # last: the line that it gives has to work
+        raise starts_nothing(launcher, options.overrides)
     print_plan(run, plan, stderr=True)
     print(text, end="")
     return EXIT_OK

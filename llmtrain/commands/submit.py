@@ -2,19 +2,18 @@
 
 import dataclasses
 import shlex
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmtrain.commands.freeze import freeze, run_folder
+from llmtrain.commands.freeze import dropped_if_refused, freeze, is_made, run_folder
 from llmtrain.config.groups.served import ServedConfig
 from llmtrain.config.groups.slurm import SlurmLauncherConfig
 from llmtrain.config.paths import LOGS
 from llmtrain.config.plan import Plan
 from llmtrain.config.result import EXIT_CODES, read_result
 from llmtrain.config.schema import RunConfig
-from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT, ConfigError
+from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_SIGINT
 from llmtrain.launch import slurm
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.slurm_script import Task, render
@@ -64,19 +63,14 @@ def submit(run: RunConfig, plan: Plan, overrides: Sequence[str]) -> int:
     """
     slurm.check_commands()
     slurm.check_folder(planned_dir(run))
-    is_new = run.run_dir is None or _is_made(planned_dir(run))
+    is_new = is_made(run)
     run_dir = run_folder(run)
     slurm.refuse_active(run_dir)  # first: its workers may hold the claim, on this machine
     with claimed(run_dir):
         slurm.refuse_active(run_dir)  # submitted meanwhile
-        try:
+        # Without an answer it may be queued.
+        with dropped_if_refused(run_dir, is_new=is_new, kept=slurm.NoAnswerError):
             resumed, submitted = _submit(run, plan, overrides, run_dir)
-        except slurm.NoAnswerError:
-            raise  # it may be queued
-        except ConfigError:
-            if is_new:  # within the claim: nobody else has begun in it
-                shutil.rmtree(run_dir, ignore_errors=True)
-            raise
     show_note(f"{'resuming' if resumed else 'run directory'} {run_dir}")
     print(f"submitted Slurm job {submitted.job_id}", flush=True)
     if launcher_of(run).wait:
@@ -85,15 +79,6 @@ def submit(run: RunConfig, plan: Plan, overrides: Sequence[str]) -> int:
     show_note(f"follow it: llmtrain logs {shown} -f\nall jobs:  llmtrain jobs\n"
               f"end it:    llmtrain cancel {shown}")  # fmt: skip
     return EXIT_OK
-
-
-def _is_made(run_dir: Path) -> bool:
-    """Make a run directory; return whether it is this process that made it."""
-    try:
-        run_dir.mkdir(parents=True)
-    except OSError:  # it is there; or `run_folder` says what is wrong
-        return False
-    return True
 
 
 def _submit(

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmtrain.commands.freeze import freeze, run_folder
+from llmtrain.commands.freeze import drop, dropped_if_refused, freeze, is_made, run_folder
 from llmtrain.commands.options import Options
 from llmtrain.commands.show import print_hosts, print_plan
 from llmtrain.commands.submit import in_time, planned_dir, script_of, submit
@@ -13,13 +13,13 @@ from llmtrain.config.extras import check_extras
 from llmtrain.config.groups.cloud import CloudLauncherConfig
 from llmtrain.config.groups.launcher import TorchrunLauncherConfig
 from llmtrain.config.groups.slurm import SlurmLauncherConfig
-from llmtrain.config.paths import METRICS
+from llmtrain.config.paths import METRICS, RESULT
 from llmtrain.config.plan import Plan, make_plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import to_yaml
 from llmtrain.data.stdin import keep_stdin
 from llmtrain.distributed.node import Node, this_node
-from llmtrain.errors import EXIT_OK, ConfigError, require
+from llmtrain.errors import EXIT_OK, EXIT_USER, ConfigError, require
 from llmtrain.launch import foreign
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.local import join, launch
@@ -159,12 +159,20 @@ def start(
     Raises:
         ConfigError: when the run directory cannot be had.
     """
+    is_new = is_made(run)
     run_dir = run_folder(run)
     refuse_active(run_dir)
-    with claimed(run_dir):
+    with claimed(run_dir), dropped_if_refused(run_dir, is_new=is_new):
+        if node is not None:
+            node.check_port()  # before a run that was there is frozen anew
         if freeze(run, plan, overrides, run_dir) and (run_dir / METRICS).is_file():
             show_note(f"resuming {run_dir}")
         if not is_rank:
-            return launch(run_dir, run, plan, node=node, digest="" if node is None else digest(run))
+            told = "" if node is None else digest(run)
+            code = launch(run_dir, run, plan, node=node, digest=told)
+            if is_new and node and code == EXIT_USER and not (run_dir / RESULT).exists():
+                # The agent was refused before the hosts met: the port was taken meanwhile.
+                drop(run_dir)
+            return code
         # Inside: the claim is passed on to the worker that this process becomes.
         return foreign.become_worker(run_dir, run.launcher)

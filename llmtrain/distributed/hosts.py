@@ -9,7 +9,6 @@ code on all hosts: it belongs into a network whose members are trusted.
 """
 
 import datetime
-import errno
 import json
 import secrets
 import socket
@@ -27,7 +26,8 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCP
 
 from llmtrain.config.paths import LOGS
 from llmtrain.distributed.loopback import BACKLOG
-from llmtrain.distributed.node import Node, reachable_address
+from llmtrain.distributed.node import Node, bound, reachable_address
+from llmtrain.distributed.waiting import for_hosts, told
 from llmtrain.durable import replace_text
 from llmtrain.errors import ConfigError
 
@@ -62,21 +62,10 @@ def serve(
     Raises:
         ConfigError: when the port is taken, or may not be had.
     """
-    family, own = address or (socket.AF_INET, "")
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        # A start right after another: the port is still remembered.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((own, port))
-        except OSError as error:
-            why = "in use" if error.errno == errno.EADDRINUSE else error.strerror
-            raise ConfigError(
-                f"launcher.rdzv_endpoint={host}:{port}: the port cannot be had on this machine "
-                f"({why}); name another, the same on every host."
-            ) from None
+    with bound(host, port, address) as listener:
         listener.listen(BACKLOG)
         return TCPStore(
-            own or "127.0.0.1", port, is_master=True, wait_for_workers=False,
+            address[1] if address else "127.0.0.1", port, is_master=True, wait_for_workers=False,
             timeout=datetime.timedelta(seconds=patience_s), master_listen_fd=listener.detach(),
         )  # fmt: skip
 
@@ -94,22 +83,26 @@ def reach(host: str, port: int, timeout_s: float, patience_s: float = STORE_S) -
         ConfigError: when it cannot be reached; says why, as far as that can be known.
     """
     until = time.monotonic() + timeout_s
-    while True:
-        left = max(TRY_S, until - time.monotonic())
-        try:
-            # Whether anybody listens is known in a moment; TCPStore itself tries for minutes.
-            with socket.create_connection((host, port), timeout=min(left, 5.0)):
-                pass
-            store = TCPStore(
-                host, port, is_master=False, wait_for_workers=False,
-                timeout=datetime.timedelta(seconds=min(left, STORE_S)),
-            )  # fmt: skip
-            store.set_timeout(datetime.timedelta(seconds=patience_s))
-            return store
-        except (OSError, DistError, ValueError) as error:
-            if time.monotonic() + TRY_S > until:
-                raise _unreachable(host, port, timeout_s, error) from None
-        time.sleep(TRY_S)
+    why = ""
+    with told(lambda: f"waiting for the first host at {host}:{port}{why}"):
+        while True:
+            left = max(TRY_S, until - time.monotonic())
+            try:
+                # Whether anybody listens is known in a moment; TCPStore itself tries for minutes.
+                with socket.create_connection((host, port), timeout=min(left, 5.0)):
+                    why = ""
+                store = TCPStore(
+                    host, port, is_master=False, wait_for_workers=False,
+                    timeout=datetime.timedelta(seconds=min(left, STORE_S)),
+                )  # fmt: skip
+                store.set_timeout(datetime.timedelta(seconds=patience_s))
+                return store
+            except (OSError, DistError, ValueError) as error:
+                if time.monotonic() + TRY_S > until:
+                    raise _unreachable(host, port, timeout_s, error) from None
+                if isinstance(error, OSError):
+                    why = f" ({error.strerror or error})"
+            time.sleep(TRY_S)
 
 
 def _unreachable(host: str, port: int, timeout_s: float, error: Exception) -> ConfigError:
@@ -212,13 +205,35 @@ class Meeting:
                 return False
             time.sleep(TRY_S)
 
+    def waiting(self) -> str:
+        """Return what to say while the others are waited for; "": they have come."""
+        if isinstance(self.handler, DynamicRendezvousHandler):
+            state = self.handler._state_holder.state
+            if state.complete and self.handler._this_node in state.participants:
+                return ""
+            if state.complete:  # it came late, or has left for the next meeting before them
+                others = ", ".join(self._others())
+                return f"waiting at {self.node.endpoint} for {others} to meet again"
+        return for_hosts(self.node.endpoint, self.node.min_nodes, self.nnodes, self._came())
+
+    def _came(self) -> list[str]:
+        """Return the names of the hosts that have come, this one too; []: that is not known."""
+        if not isinstance(self.handler, DynamicRendezvousHandler):
+            return []
+        return sorted([self.host, *self._others()])
+
+    def _others(self) -> list[str]:
+        """Return the names of the other hosts at the meeting; of one machine there may be two."""
+        assert isinstance(self.handler, DynamicRendezvousHandler)
+        # Copied at once: the main thread may be changing it.
+        there = [*self.handler._state_holder.state.participants]
+        others = [node.addr for node in there if node != self.handler._this_node]
+        return sorted(address.partition(".")[2] for address in others)
+
     def incomplete(self) -> str:
         """Return what to say when not all hosts have come in time."""
-        here = ""
-        if isinstance(self.handler, DynamicRendezvousHandler):
-            others = self.handler._state_holder.state.participants
-            came = {self.host, *(node.addr.partition(".")[2] for node in others)}
-            here = f"; {len(came)} came: {', '.join(sorted(came))}"
+        came = self._came()
+        here = f"; {len(came)} came: {', '.join(came)}" if came else ""
         needed = f"launcher.nnodes={self.nnodes}"
         if self.node.min_nodes < self.nnodes:
             needed = f"launcher.min_nodes={self.node.min_nodes}"

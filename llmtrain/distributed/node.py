@@ -43,6 +43,14 @@ class Node:
         """HOST:PORT."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    def check_port(self) -> None:
+        """See, before anything is made, that the first host can have its port.
+
+        Raises:
+            ConfigError: when it cannot.
+        """
+        bound(self.host, self.port, reachable_address(self.host, self.nnodes)).close()
+
     def words(self) -> list[str]:
         """Return the arguments of `llmtrain.agent` for this host."""
         backend = "static" if self.is_static else "c10d"
@@ -129,6 +137,33 @@ def reachable_address(host: str, nnodes: int) -> tuple[int, str] | None:
     address = own_address(host)
     is_loopback = address is not None and ipaddress.ip_address(address[1]).is_loopback
     return None if is_loopback and nnodes > 1 else address
+
+
+def bound(host: str, port: int, address: tuple[int, str] | None) -> socket.socket:
+    """Return a socket that has the first host's port, and does not listen yet.
+
+    Args:
+        host: Its name, as the others know it.
+        port: Where it is to listen.
+        address: Family and address of that name; None: all that this machine has.
+
+    Raises:
+        ConfigError: when the port is taken, or may not be had.
+    """
+    family, own = address or (socket.AF_INET, "")
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    # A start right after another: the port is still remembered.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((own, port))
+    except OSError as error:
+        listener.close()
+        why = "in use" if error.errno == errno.EADDRINUSE else error.strerror
+        raise ConfigError(
+            f"launcher.rdzv_endpoint={host}:{port}: the port cannot be had on this machine "
+            f"({why}); name another, the same on every host."
+        ) from None
+    return listener
 
 
 def interface_towards(host: str, port: int) -> str | None:

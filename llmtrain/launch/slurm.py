@@ -57,6 +57,14 @@ LOST = re.compile(r"timed out|Zero Bytes were transmitted")
 """How a command of Slurm's says that it has asked, and an answer was not heard."""
 
 
+ABSENT = re.compile(
+    r"resolve_ctls_from_dns_srv|fetch_config|establish a configuration source"
+    r"|Unable to contact slurm controller",
+    re.IGNORECASE,
+)
+"""How a command of Slurm's says that it has nobody to ask: nothing was done."""
+
+
 class NoAnswerError(ConfigError):
     """Slurm was asked, and may have done it, but has not said so."""
 
@@ -130,15 +138,21 @@ def submit(script: Path) -> str:
     try:
         done = _call(["sbatch", "--parsable", str(script)])
         if done.returncode != 0 and LOST.search(_words(done)):
-            raise NoAnswerError(f"sbatch: {_words(done)}")
+            raise NoAnswerError(f"sbatch:{_quoted(done)}")
     except NoAnswerError as error:
         raise NoAnswerError(
             f"{error}\nThe job may be queued all the same, so its folder stays. Look for it before "
             f"you submit again, by its script {script}: squeue --me --format='%i %T %o'"
         ) from None
+    if done.returncode != 0 and ABSENT.search(_words(done)):
+        raise ConfigError(
+            f"sbatch (exit code {done.returncode}):{_quoted(done)}\n"
+            "Slurm is not configured on this machine, or its controller does not answer "
+            "(`scontrol ping`). Submit from a login node of the cluster, or use launcher=local."
+        )
     if done.returncode != 0:
         raise ConfigError(
-            f"sbatch refuses the job (exit code {done.returncode}): {_words(done)}\n"
+            f"sbatch refuses the job (exit code {done.returncode}):{_quoted(done)}\n"
             "Partitions and limits: sinfo, scontrol show partition; what was asked for: "
             "llmtrain train ... --dry-run."
         )
@@ -172,7 +186,7 @@ def ask(job_id: str) -> JobState:
     if FORGOTTEN.search(_words(done)):
         return JobState("UNKNOWN")
     raise ConfigError(
-        f"scontrol show job {job_id} (exit code {done.returncode}): {_words(done) or 'no answer'}. "
+        f"scontrol show job {job_id} (exit code {done.returncode}):{_quoted(done)}\n"
         "Whether the job runs cannot be told; try again when `scontrol ping` finds a controller."
     )
 
@@ -238,7 +252,7 @@ def cancel(job_id: str, *options: str) -> None:
     """
     done = _call(["scancel", *options, job_id])
     if done.returncode != 0:
-        raise ConfigError(f"scancel {job_id}: {_words(done)}")
+        raise ConfigError(f"scancel {job_id}:{_quoted(done)}")
 
 
 def cancel_saved(folder: Path, job_id: str) -> None:
@@ -326,4 +340,12 @@ def _call(
 
 
 def _words(done: subprocess.CompletedProcess[str]) -> str:
-    return " ".join((done.stderr or done.stdout).split())
+    """Return what a command has said, line by line."""
+    lines = (" ".join(line.split()) for line in (done.stderr or done.stdout).splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def _quoted(done: subprocess.CompletedProcess[str]) -> str:
+    """Return a command's words to stand behind a colon: one line there, several below it."""
+    words = _words(done) or "no answer"
+    return f"\n{words}" if "\n" in words else f" {words}"

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +33,8 @@ EXTRAS = ("optuna", "tensorboard", "wandb")
 ENOUGH_FILES = 1024
 ENOUGH_DISK_BYTES = 5 * GIB
 ENOUGH_SHM_BYTES = GIB
+PING_S = 5.0
+"""How long Slurm's controller may take to answer."""
 FIRST_SANE_TIME = 1_700_000_000
 """Unix s; a clock before it (November 2023) is wrong."""
 
@@ -229,11 +232,36 @@ def check_limits() -> Iterator[Finding]:
 
 def check_launchers() -> Iterator[Finding]:
     """Look for schedulers and for a launcher that this process is already under."""
-    yield Finding("slurm", "ok", shutil.which("sbatch") or "not on this machine")
+    yield _slurm()
     ranks = [
         f"{k}={os.environ[k]}" for k in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID") if k in os.environ
     ]
     yield Finding("started by", "ok", " ".join(ranks) or "a shell")
+
+
+def _slurm() -> Finding:
+    """Return whether a job could be submitted: sbatch alone is installed on many machines."""
+    sbatch = shutil.which("sbatch")
+    if sbatch is None:
+        return Finding("slurm", "ok", "not on this machine")
+    ping = ["scontrol", "ping"]
+    try:
+        done = subprocess.run(
+            ping, capture_output=True, text=True, timeout=PING_S, check=False, errors="replace"
+        )
+    except subprocess.TimeoutExpired:
+        said, answers = f"no answer in {PING_S:g} s", False
+    except OSError as error:
+        said, answers = error.strerror or "cannot be started", False
+    else:
+        lines = (done.stdout.strip() or done.stderr.strip()).splitlines() or ["says nothing"]
+        # Slurmctld(primary) at head is UP; of backups each has a line. Errors: the last tells most.
+        up = [line for line in lines if line.split()[-1:] == ["UP"]]
+        said, answers = (up or lines[-1:])[0].strip(), bool(up)
+    return Finding(
+        "slurm", "ok" if answers else "warning", f"{sbatch}; scontrol ping: {said}",
+        "" if answers else "launcher=slurm works where a controller answers: on a login node.",
+    )  # fmt: skip
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

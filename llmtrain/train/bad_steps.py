@@ -290,4 +290,4 @@ class BadSteps:
         text = f"bad step: {self._told(event).partition(':')[0]}; {done}."
         found = event.get("text", "")
         log.warning("%s %s", text, found)
-        self._p.progress.say(f"{text} {found}".rstrip())
+        self._p.progress.say(f"{text} {found}".rstrip(), logged=False)

@@ -1,5 +1,6 @@
 """What a person sees while training: one live line on a terminal, plain lines elsewhere."""
 
+import logging
 import time
 from typing import Any
 
@@ -10,18 +11,25 @@ from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.units import counted, format_count, format_duration
 
+log = logging.getLogger(__name__)
+
 PLAIN_INTERVAL_S = 5.0
 """Seconds between plain lines, at least."""
 
 
 class TrainProgress:
-    """Rank 0's view of the loop: step, loss, tokens/s, MFU and the time that is left."""
+    """Rank 0's view of the loop: step, loss, tokens/s, MFU and the time that is left.
 
-    def __init__(self, console: Console, *, steps: int, start: int, shown: bool) -> None:
-        """Begin at step `start` of `steps`; show nothing unless `shown`."""
+    Its log has every line, for whoever follows the run from elsewhere.
+    """
+
+    def __init__(
+        self, console: Console, *, steps: int, start: int, shown: bool, logged: bool = True
+    ) -> None:
+        """Begin at step `start` of `steps`; show, and log, only where asked to."""
         self._console = console
         self._steps = steps
-        self._shown = shown
+        self._shown, self._logged = shown, logged
         self._last_plain = 0.0
         self._live: Progress | None = None
         if shown and console.is_terminal:
@@ -41,7 +49,7 @@ class TrainProgress:
     @classmethod
     def silent(cls) -> "TrainProgress":
         """Return one that shows nothing: what every rank but 0 has."""
-        return cls(Console(quiet=True), steps=0, start=0, shown=False)
+        return cls(Console(quiet=True), steps=0, start=0, shown=False, logged=False)
 
     def step(self, step: int) -> None:
         """Move the line on; costs nothing that a step would feel."""
@@ -49,20 +57,27 @@ class TrainProgress:
             self._live.update(self._task, completed=step)
 
     def numbers(self, line: dict[str, Any]) -> None:
-        """Show a line of metrics."""
+        """Show and log a line of metrics."""
+        if not self._shown and not self._logged:
+            return
         text = (
             f"loss {line['loss']:.4f}  {format_count(line['tokens_per_s'])} tok/s"
             f"  mfu {line['mfu']:.1%}"
         )
+        left = format_duration((self._steps - line["step"]) * line["step_time_s"])
+        whole = f"step {line['step']}/{self._steps}  {text}  eta {left}"
+        if self._logged:
+            log.info(whole)
         if self._live is not None:
             self._live.update(self._task, numbers=text)
         elif self._shown and time.monotonic() - self._last_plain >= PLAIN_INTERVAL_S:
             self._last_plain = time.monotonic()
-            left = (self._steps - line["step"]) * line["step_time_s"]
-            self.say(f"step {line['step']}/{self._steps}  {text}  eta {format_duration(left)}")
+            self.say(whole, logged=False)
 
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
+    def say(self, text: str, *, logged: bool = True) -> None:
+        """Print a line that stays, and log it unless whoever says it has."""
+        if self._logged and logged:
+            log.info(text)
         if self._shown:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -98,7 +98,7 @@ def test_two_hosts_train_what_one_process_does(two: Room) -> None:
     assert first.ended(END_S) == 0, first.err
     assert second.ended(30) == 0, second.err
     assert two.result()["status"] == "completed"
-    assert "2 of 2 hosts, 2 processes; here are ranks 0 to 0" in first.err
+    assert "2 of 2 hosts, 2 processes; here is rank 0" in first.err
     assert two.losses() == pytest.approx(one_process(two.folder), rel=1e-10)
     plan = json.loads((two.run_dir / "plan.json").read_text())
     assert plan["nnodes"] == 2 and plan["nproc_per_node"] == 1
@@ -118,6 +118,7 @@ def test_what_cannot_be_reached_is_named(two: Room) -> None:
         assert program.ended(END_S) == 2
         assert all(word in flat(program.err) for word in words), program.err
         assert "Traceback" not in program.err
+        assert program.err.startswith("waiting for the first host at "), program.err
     assert two.is_empty()
 
 
@@ -284,7 +285,7 @@ def test_the_first_host_is_the_one_that_was_named(two: Room) -> None:
     other = two.start(0, "strategy=data", endpoint="host1:29500")
     assert named.ended(END_S) == 0, named.err
     assert other.ended(60) == 0, other.err
-    assert "completed at step 12/12" in named.err and "here are ranks 1 to 1" in other.err
+    assert "completed at step 12/12" in named.err and "here is rank 1," in other.err
 
 
 @SLOW
@@ -326,4 +327,5 @@ def test_a_host_that_never_comes(two: Room) -> None:
     assert program.ended(60) == 1
     told = flat(program.err)
     assert "launcher.nnodes=2 hosts were waited for at host0:29500" in told
+    assert "\nwaiting at host0:29500 for 2 hosts: 1 has come (host0)\n" in f"\n{program.err}"
     assert "1 came" in told and two.result()["status"] == "failed"

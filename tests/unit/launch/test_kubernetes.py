@@ -174,6 +174,9 @@ def test_it_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(capsys, *NEEDED, "train.sample_prompt=to be", dry_run=False)
     assert "starts nothing" in told
     assert "'train.sample_prompt=to be' --dry-run | kubectl apply -f -" in told
+    # No line to type is given that would be refused.
+    for words in (["launcher=kubernetes"], [*NEEDED, "train.device=cuda"]):
+        assert "kubectl" not in refused(capsys, *words, dry_run=False)
     assert main(["verify", *NEEDED]) == 2
     assert "of one run, with --dry-run" in " ".join(capsys.readouterr().err.split())
 

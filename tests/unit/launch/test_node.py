@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.cli import main
+from llmtrain.commands import train
 from llmtrain.commands.compose import composer
 from llmtrain.commands.train import digest
 from llmtrain.config.groups.launcher import TorchrunLauncherConfig, split_endpoint
@@ -137,6 +139,28 @@ def test_a_taken_port_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127.0.0.1:{port}: .*in use"):
             serve("127.0.0.1", port, (socket.AF_INET, "127.0.0.1"))
+
+
+def test_a_taken_port_leaves_no_run_and_changes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, old = tmp_path / "deep" / "new", tmp_path / "old"
+    old.mkdir()
+    (old / "config.yaml").write_text("of an earlier start")
+    words = ["train", *TINY, *SYNTHETIC, "strategy=data", "launcher=torchrun", "launcher.nnodes=2",
+             "launcher.node_rank=0", "launcher.nproc_per_node=1"]  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words.append(f"launcher.rdzv_endpoint=localhost:{taken.getsockname()[1]}")
+        for folder in (new, old):
+            assert main([*words, f"run_dir={folder}"]) == 2
+            assert "cannot be had on this machine (in use)" in capsys.readouterr().err
+    assert not new.exists() and not (old / "plan.json").exists()
+    assert (old / "config.yaml").read_text() == "of an earlier start"
+
+    # Taken between the look and the agent's own: its refusal is told by the exit code alone.
+    monkeypatch.setattr(train, "launch", lambda *_, **__: 2)
+    assert main([*words, f"run_dir={new}"]) == main([*words, f"run_dir={old}"]) == 2
+    assert not new.exists() and old.is_dir()
 
 
 def test_the_store_is_out_of_reach_of_other_addresses() -> None:

@@ -112,3 +112,6 @@ def test_what_cannot_work_is_refused(
 def test_it_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(capsys, "launcher=skypilot", "launcher.bucket=a", dry_run=False)
     assert "--dry-run > task.yaml && sky jobs launch task.yaml" in told
+    # No line to type is given that would be refused.
+    words = ("launcher=skypilot", "launcher.bucket=a", "train.device=cuda")
+    assert "task.yaml" not in refused(capsys, *words, dry_run=False)

@@ -21,6 +21,7 @@ from llmtrain.config.schema import RunConfig
 from llmtrain.errors import ConfigError
 from llmtrain.launch import slurm
 from llmtrain.launch.claim import LAUNCHER, claimed, holder
+from llmtrain.tasks import doctor
 from tests.support.runs import SYNTHETIC, TINY, compose_run
 
 GONE = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
@@ -129,6 +130,14 @@ def test_who_waits_outlasts_a_failover(
         submit.wait(run_dir, job, 0.01)
 
 
+def test_jobs_says_what_it_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["jobs"]) == 0
+    assert "no run below runs or sweeps was submitted to Slurm" in capsys.readouterr().err
+
+
 # How a job is ended.
 
 
@@ -186,6 +195,59 @@ def test_a_refused_submission_leaves_only_what_was_there(
         with pytest.raises(ConfigError, match="invalid partition"):
             submit_run(folder)
     assert not new.exists() and old.is_dir()
+
+
+UNCONFIGURED = """\
+sbatch: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
+sbatch: error: fetch_config: DNS SRV lookup failed
+sbatch: fatal: Could not establish a configuration source"""
+
+
+@pytest.mark.parametrize("said", [UNCONFIGURED, f"sbatch: error: {GONE}"])
+def test_where_slurm_is_not_configured_the_hint_is_another(
+    controller: Controller, tmp_path: Path, said: str
+) -> None:
+    controller.answers("sbatch", f"cat >&2 <<'END'\n{said}\nEND\nexit 1")
+    with pytest.raises(ConfigError) as refused:
+        submit_run(tmp_path / "run")
+    told = str(refused.value)
+    assert said in told and "Submit from a login node" in told and "sinfo" not in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_sbatch_says_keeps_its_lines(controller: Controller, tmp_path: Path) -> None:
+    said = "sbatch: error: invalid   partition\n\nsbatch: error: Batch job submission failed"
+    controller.answers("sbatch", f"cat >&2 <<'END'\n{said}\nEND\nexit 1")
+    with pytest.raises(ConfigError) as refused:
+        submit_run(tmp_path / "run")
+    first, *lines, last = str(refused.value).splitlines()
+    assert first.endswith("(exit code 1):") and "sinfo" in last
+    assert lines == [
+        "sbatch: error: invalid partition",
+        "sbatch: error: Batch job submission failed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ping", "status", "said"),
+    [
+        ("echo 'Slurmctld(primary) at head is UP'", "ok", "at head is UP"),
+        ("echo 'Slurmctld(primary) at a is DOWN'; echo 'Slurmctld(backup) at b is UP'", "ok",
+         "at b is UP"),
+        ("echo 'Slurmctld(primary) at head is DOWN'; exit 1", "warning", "at head is DOWN"),
+        (f"echo '{UNCONFIGURED}' >&2; exit 1", "warning", "Could not establish a configuration"),
+        ("exec sleep 30", "warning", "no answer in 0.3 s"),
+    ],
+)  # fmt: skip
+def test_the_doctor_asks_for_a_controller(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch, ping: str, status: str, said: str
+) -> None:
+    monkeypatch.setattr(doctor, "PING_S", 0.3 if "sleep" in ping else 30.0)
+    controller.answers("sbatch", "")
+    controller.answers("scontrol", ping)
+    [found] = [finding for finding in doctor.check_launchers() if finding.name == "slurm"]
+    assert found.status == status and said in found.value, found
+    assert bool(found.fix) == (status == "warning")
 
 
 def test_the_folder_of_a_job_that_may_be_queued_stays(

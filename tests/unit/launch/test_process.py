@@ -15,7 +15,8 @@ from llmtrain.launch.process import Ended, supervise
 from tests.support.waiting import eventually
 
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` has it ignored
 from llmtrain.launch.process import supervise
 ended = supervise([sys.executable, "-c", sys.argv[1]], dict(__import__("os").environ))
 sys.exit(ended.exit_code)

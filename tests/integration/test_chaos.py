@@ -61,9 +61,6 @@ KILLS = 25
 KILLS_A_RUN = 6
 """A run that was killed so often is left to end, and the next one begins."""
 
-SHORTEST = 0.3
-"""The share of a run in which a kill falls at least: that of its start and some steps."""
-
 DEADLINE_S = 180.0
 
 
@@ -103,9 +100,9 @@ class Deaths:
             train_command(run_dir, OVERRIDES, self.layout), env=env, stderr=subprocess.PIPE,
             text=True,
         )  # fmt: skip
-        # Within what is left of the run: a moment after its end kills nothing.
-        left = max(1 - newest_step(run_dir) / STEPS, SHORTEST)
-        moment = time.monotonic() + self.rng.uniform(0.3, left * self.lasts_s)
+        # Before the run's end, as a kill after it is none; starting is up to half of what it takes.
+        left = 1 - newest_step(run_dir) / STEPS
+        moment = time.monotonic() + self.rng.uniform(0.3, (1 + left) / 2 * self.lasts_s)
         victim = self.rng.choice(("launcher", "rank", "all"))
         while time.monotonic() < moment:
             if launcher.poll() is not None:

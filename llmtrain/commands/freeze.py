@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -22,39 +22,44 @@ from llmtrain.config.paths import (
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.store import to_yaml
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, require
 from llmtrain.launch import slurm
+
+MARKS = (CONFIG, CHECKPOINTS)
+"""By one of these a folder is known as a run directory."""
+
+LEFTOVERS = (CONFIG, PLAN, OVERRIDES, LOGS, slurm.FOLDER, slurm.CODE)
+"""How the names begin of what a start leaves that was killed before config.yaml was whole."""
 
 SHOWN = 3
 """Names of other files that a refusal gives."""
 
 
-def run_folder(run: RunConfig) -> Path:
+def run_folder(
+    run: RunConfig, *, marks: Sequence[str] = MARKS, leftovers: tuple[str, ...] = LEFTOVERS
+) -> Path:
     """Return the run directory of `run`, made.
+
+    Args:
+        run: The configuration.
+        marks: One of these is in a folder that was used before.
+        leftovers: These may be in one besides.
 
     Raises:
         ConfigError: when it cannot be written, or is a folder of something else.
     """
     wanted = Path(run.run_dir) if run.run_dir else default_run_dir(run.experiment_name)
-    _refuse_other(wanted.expanduser())
-    return make_run_dir(wanted)
-
-
-def _refuse_other(folder: Path) -> None:
-    """Refuse a folder in which files lie that no start has put there.
-
-    One that was killed before config.yaml was whole has left some of its own.
-    """
-    if not folder.is_dir() or (folder / CONFIG).is_file() or (folder / CHECKPOINTS).is_dir():
-        return
-    own = (".", CONFIG, PLAN, OVERRIDES, LOGS, slurm.FOLDER, slurm.CODE)
-    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith(own))
-    if others:
+    folder = wanted.expanduser()
+    if folder.is_dir() and not any((folder / name).exists() for name in marks):
+        own = (".", *leftovers)
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith(own))
         more = ", ..." if len(others) > SHOWN else ""
-        raise ConfigError(
-            f"run_dir={folder} is no run directory, and not empty: it holds "
-            f"{', '.join(others[:SHOWN])}{more}. Name a new folder with run_dir=DIR."
+        require(
+            not others,
+            f"run_dir={folder} holds something else ({', '.join(others[:SHOWN])}{more}); name a "
+            "new folder, or that of an earlier start.",
         )
+    return make_run_dir(wanted)
 
 
 def is_made(run: RunConfig) -> bool:
@@ -70,32 +75,34 @@ def is_made(run: RunConfig) -> bool:
 
 @contextlib.contextmanager
 def dropped_if_refused(
-    run_dir: Path, *, is_new: bool, kept: type[ConfigError] | None = None
+    folder: Path, *, is_new: bool, has_begun: Callable[[], bool] = lambda: False
 ) -> Iterator[None]:
-    """Remove a run directory that this start has made, where the start is refused inside.
+    """Remove a folder that this start has made, where the start is refused inside.
 
-    To be used within the claim: nobody else has begun in it.
+    To be used within the claim: nobody else has begun in it. It stays where Slurm may have the job.
 
     Args:
-        run_dir: The run directory.
+        folder: A run directory, or a sweep's.
         is_new: Whether this start has made it.
-        kept: A refusal after which it stays.
+        has_begun: Whether, by the time of the refusal, something was begun in it.
 
     Raises:
         ConfigError: the refusal.
     """
     try:
         yield
-    except ConfigError as error:
-        if is_new and not (kept and isinstance(error, kept)):
-            drop(run_dir)
+    except slurm.NoAnswerError:
+        raise
+    except ConfigError:
+        if is_new and not has_begun():
+            drop(folder)
         raise
 
 
-def drop(run_dir: Path) -> None:
-    """Remove a run directory in which nothing was trained."""
-    if not (run_dir / CHECKPOINTS).exists():
-        shutil.rmtree(run_dir, ignore_errors=True)
+def drop(folder: Path) -> None:
+    """Remove a run directory, or a sweep's, in which nothing was trained."""
+    if not any(folder.glob(f"**/{CHECKPOINTS}")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def freeze(run: RunConfig, plan: Plan, overrides: Sequence[str], run_dir: Path) -> bool:

@@ -68,8 +68,7 @@ def submit(run: RunConfig, plan: Plan, overrides: Sequence[str]) -> int:
     slurm.refuse_active(run_dir)  # first: its workers may hold the claim, on this machine
     with claimed(run_dir):
         slurm.refuse_active(run_dir)  # submitted meanwhile
-        # Without an answer it may be queued.
-        with dropped_if_refused(run_dir, is_new=is_new, kept=slurm.NoAnswerError):
+        with dropped_if_refused(run_dir, is_new=is_new):
             resumed, submitted = _submit(run, plan, overrides, run_dir)
     show_note(f"{'resuming' if resumed else 'run directory'} {run_dir}")
     print(f"submitted Slurm job {submitted.job_id}", flush=True)

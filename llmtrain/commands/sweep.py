@@ -5,12 +5,12 @@ A job that fails, or that cannot even be composed, does not stop the others.
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmtrain.commands.compose import Composer, composer
+from llmtrain.commands.freeze import drop, dropped_if_refused
 from llmtrain.commands.options import Options
 from llmtrain.commands.search import Search, require_optuna
 from llmtrain.commands.show import print_plan
@@ -26,7 +26,7 @@ from llmtrain.errors import EXIT_BUG, EXIT_OK, EXIT_USER, ConfigError, UserError
 from llmtrain.launch import foreign
 from llmtrain.launch.claim import claimed
 from llmtrain.launch.shares import Shares, share_machine
-from llmtrain.launch.slurm import NoAnswerError, check_commands, check_folder, refuse_active
+from llmtrain.launch.slurm import check_commands, check_folder, refuse_active
 from llmtrain.panel import show_note
 from llmtrain.secret import masked
 from llmtrain.units import counted
@@ -99,22 +99,11 @@ def _start(hydra: Composer, sweep: SweepRecord, shares: Shares, *, is_new: bool)
         ConfigError: when the jobs cannot be submitted.
     """
     by_slurm = sweep.launcher == "slurm" and bool(to_do(sweep.jobs))
-    try:
+    with dropped_if_refused(sweep.folder, is_new=is_new, has_begun=lambda: sweep.has_begun):
         code = (submit_sweep if by_slurm else _run)(hydra, sweep, shares)
-    except NoAnswerError:
-        raise  # it may be queued
-    except ConfigError:
-        if is_new and not sweep.has_begun:
-            _remove(sweep)
-        raise
     if is_new and code == EXIT_USER:
-        _remove(sweep)
+        drop(sweep.folder)
     return code
-
-
-def _remove(sweep: SweepRecord) -> None:
-    """Remove the folder of a sweep, within its claim: nobody else has begun in it."""
-    shutil.rmtree(sweep.folder, ignore_errors=True)
 
 
 def _how_on(sweep: SweepRecord, code: int) -> str:

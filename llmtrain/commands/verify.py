@@ -78,7 +78,7 @@ def run_verify(options: Options) -> int:
             print(to_yaml(config), end="")
             return EXIT_OK
         planned = plan_runs(hydra, words, config)
-    folder = _make_folder(config)
+    folder = run_folder(config, marks=(REPORT,), leftovers=(LOGS,))
     with claimed(folder):
         _clear(folder)
         verification = Verification(
@@ -178,22 +178,6 @@ def _forced(run: RunConfig, steps: int) -> RunConfig:
             peak_tflops=run.metrics.peak_tflops or 1.0,
         ),
     )  # fmt: skip
-
-
-def _make_folder(config: VerifyRunConfig) -> Path:
-    """Return the folder of this verification, made.
-
-    Raises:
-        ConfigError: when it cannot be written, or holds something else.
-    """
-    folder = run_folder(config)
-    others = {path.name for path in folder.iterdir()} - {LOGS}
-    require(
-        not others or REPORT in others,
-        f"run_dir={folder} holds something else ({', '.join(sorted(others)[:3])}); name a new "
-        "folder, or that of an earlier verification.",
-    )
-    return folder
 
 
 def _clear(folder: Path) -> None:

@@ -53,6 +53,22 @@ def test_a_folder_of_something_else_is_refused(train: Composer, tmp_path: Path) 
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_a_verification_has_a_folder_of_its_own(train: Composer, tmp_path: Path) -> None:
+    earlier, trained = tmp_path / "earlier", tmp_path / "trained"
+    for path in (earlier / "dp2", trained / "checkpoints"):
+        path.mkdir(parents=True)
+    (earlier / "verify.json").write_text("{}")
+    (trained / "config.yaml").write_text("")
+
+    def folder(path: Path) -> Path:
+        run = train.compose([f"run_dir={path}"]).config
+        return run_folder(run, marks=("verify.json",), leftovers=("logs",))
+
+    assert folder(earlier) == earlier
+    with pytest.raises(ConfigError, match=r"holds something else \(checkpoints, config\.yaml\)"):
+        folder(trained)
+
+
 @pytest.mark.parametrize("left", ["logs", "plan.json.tmp", ".nfs0001", "checkpoints"])
 def test_what_a_start_has_left_is_no_something_else(
     left: str, train: Composer, tmp_path: Path

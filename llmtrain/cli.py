@@ -119,10 +119,11 @@ def run(argv: Sequence[str]) -> int:
         show_help(options, stderr=not asked)
         return EXIT_OK if asked else EXIT_USER
     if options.command == "train":
-        from llmtrain.commands.rank import run_rank
         from llmtrain.launch import foreign
 
         if foreign.rank() is not None:
+            from llmtrain.commands.rank import run_rank
+
             return run_rank(options, _handle)
     return _handle(options)
 

@@ -26,6 +26,8 @@ def run_rank(options: Options, command: Callable[[Options], int]) -> int:
         if answers:
             return EXIT_OK
         foreign.become_follower()
+    if not answers:
+        foreign.check_meeting()  # before anything is made; the others cannot be told of it
     try:
         return command(options)
     except UserError as error:

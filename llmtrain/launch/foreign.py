@@ -101,6 +101,15 @@ def meeting_of(env: Mapping[str, str]) -> dict[str, str]:
     )
 
 
+def check_meeting() -> None:
+    """See that this rank knows where the others are.
+
+    Raises:
+        ConfigError: when it does not.
+    """
+    meeting_of(os.environ)
+
+
 def become_worker(run_dir: Path, launcher: LauncherConfig) -> NoReturn:
     """Replace this process by the worker of `run_dir`.
 

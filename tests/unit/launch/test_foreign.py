@@ -1,5 +1,7 @@
 """Ranks that torchrun, srun or mpirun has started."""
 
+from pathlib import Path
+
 import pytest
 
 from llmtrain import cli
@@ -71,3 +73,16 @@ def test_where_they_meet() -> None:
         foreign.meeting_of(apart)
     told = {**apart, "MASTER_ADDR": "node1", "MASTER_PORT": "9"}
     assert foreign.meeting_of(told) == {"MASTER_ADDR": "node1", "MASTER_PORT": "9"}
+
+
+def test_ranks_that_cannot_meet_are_told_once_and_nothing_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apart = {**MPIRUN, "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
+    for name, value in apart.items():
+        monkeypatch.setenv(name, value)
+    run_dir = tmp_path / "run"
+    assert cli.main(["train", "strategy=data", f"run_dir={run_dir}"]) == EXIT_USER
+    told = capsys.readouterr().err
+    assert told.count("╭") == 1 and "mpirun -x MASTER_ADDR=HOST" in told
+    assert not run_dir.exists()

@@ -8,9 +8,12 @@ import contextlib
 import errno
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from llmtrain.errors import EXIT_BUG
@@ -51,6 +54,14 @@ def say(console: "Console", text: str, style: str = "") -> None:
     from rich.text import Text
 
     console.print(Text(text, style), soft_wrap=True)
+
+
+def command_line(*words: str) -> str:
+    """Return `llmtrain WORDS` as it can be typed here, where no environment may be active."""
+    program = "llmtrain"
+    if shutil.which(program) is None:
+        program = os.path.relpath(Path(sys.executable).with_name(program))
+    return shlex.join([program, *words])
 
 
 def make_console(

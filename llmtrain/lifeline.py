@@ -14,6 +14,11 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
+def is_launched() -> bool:
+    """Whether a launcher of ours has started this process: not so the ranks of another's."""
+    return PARENT_ENV in os.environ
+
+
 def die_with_parent(signum: signal.Signals = signal.SIGKILL, parent: int | None = None) -> None:
     """Have the kernel send this process `signum` when its parent dies. Does nothing off Linux.
 

@@ -25,7 +25,7 @@ from llmtrain.launch.claim import hold
 from llmtrain.launch.failure import before_training
 from llmtrain.launch.foreign import settle
 from llmtrain.launch.process import PROCESS_ENV
-from llmtrain.lifeline import PARENT_ENV, die_with_parent
+from llmtrain.lifeline import die_with_parent, is_launched
 from llmtrain.log import log_path, setup_log
 from llmtrain.panel import show_note, show_user_error
 from llmtrain.secret import masked
@@ -126,7 +126,7 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
     rank = int(os.environ.get(PROCESS_ENV, os.environ.get("RANK", 0)))
     run_dir: Path | None = None if run_dir_argument == "-" else Path(run_dir_argument)
     t0 = time.monotonic()
-    joined = PARENT_ENV in os.environ
+    joined = False
     try:
         # Seconds in which a stop may be asked for: what has been set up by then is put right below.
         with uncollected():
@@ -155,9 +155,10 @@ def train(run_dir_argument: str, stop: StopRequest, *, server: int | None = None
             run_dir, info, store, stop, hung=partial(_record_failure, run_dir, rank, t0=t0)
         )
     except UserError as error:
-        # Before it has joined the others, an error is this rank's own, and of another launcher's
-        # ranks nobody else would tell it.
-        if (rank == 0 or not joined) and type(error).__name__ not in ECHOES:
+        # Before it has joined the others an error is this rank's own, and where another launcher
+        # has started it, nobody else tells it.
+        alone = not joined and not is_launched()
+        if (rank == 0 or alone) and type(error).__name__ not in ECHOES:
             show_user_error(error)
         _record_failure(run_dir, rank, error, t0=t0)
         return EXIT_USER

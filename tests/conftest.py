@@ -1,6 +1,7 @@
 """Fixtures of the whole suite."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 # One thread a process: tests run beside each other on few cores, and threads of tiny models that
 # wait for each other at every operation slow a busy machine down tenfold. Read before torch is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As where the environment is active: what llmtrain tells people to type begins with its name then.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 from tests.support.distributed import RankPool
 

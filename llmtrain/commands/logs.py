@@ -1,6 +1,5 @@
 """`llmtrain logs RUN [-f]`: a rank's log and what the run's job has printed, as they grow."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +9,8 @@ from llmtrain.commands.compose import composer
 from llmtrain.commands.options import Options
 from llmtrain.commands.task import check_run
 from llmtrain.config.groups.logs import LogsConfig
-from llmtrain.config.paths import LOGS, PLAN
+from llmtrain.config.paths import LOGS
+from llmtrain.config.plan import load_plan
 from llmtrain.config.result import read_result
 from llmtrain.errors import EXIT_OK, ConfigError
 from llmtrain.launch import slurm
@@ -117,10 +117,10 @@ def files(run_dir: Path, rank: int) -> Iterator[Path]:
 def _server(run_dir: Path) -> int | None:
     """Return the number of a run's first server, which is counted after its ranks; None: none."""
     try:
-        plan = json.loads((run_dir / PLAN).read_text())
-        return int(plan["world_size"]) if plan["servers"] else None
-    except (OSError, ValueError, TypeError, KeyError):
+        plan = load_plan(run_dir)
+    except ConfigError:
         return None
+    return plan.world_size if plan.servers else None
 
 
 def is_running(run_dir: Path, watch: slurm.Watch | None) -> bool:

@@ -27,6 +27,8 @@ class Command:
     """Words of which one follows the command."""
     folders: str = ""
     """What follows the command without a key, for --help: RUN (one folder), [DIR ...] (several)."""
+    of_run: bool = False
+    """Whether it has the setting `run`; its folder may stand alone, as RUN does."""
 
 
 COMMANDS = {
@@ -54,6 +56,7 @@ COMMANDS = {
         "loss and perplexity of a checkpoint",
         ("evaluate run=runs/books", "evaluate run=runs/books step=latest split=train"),
         frozenset({"--cfg", "--json"}),
+        of_run=True,
     ),
     "generate": Command(
         "text from a checkpoint",
@@ -62,11 +65,13 @@ COMMANDS = {
             "generate run=runs/books temperature=0.7 top_p=0.9 max_new_tokens=500",
         ),
         frozenset({"--cfg", "--json"}),
+        of_run=True,
     ),
     "replay": Command(
         "a step of a run again, from a checkpoint before it, with every layer looked at",
         ("replay run=runs/books step=120", "replay run=runs/books event=1 --json"),
         frozenset({"--cfg", "--json"}),
+        of_run=True,
     ),
     "verify": Command(
         "prove that strategies compute what one process computes: losses, gradients and weights",
@@ -89,6 +94,7 @@ COMMANDS = {
         ),
         frozenset({"--cfg", "--json"}),
         actions=("list", "verify", "convert", "delete"),
+        of_run=True,
     ),
     "jobs": Command(
         "runs that were submitted to Slurm: job, state, step, how often queued again",
@@ -148,10 +154,6 @@ VALUE_FLAGS = {
 SHELLS = ("bash", "zsh", "fish")
 
 
-OF_RUN = ("evaluate", "generate", "replay", "checkpoint")
-"""Commands with the setting `run`; its folder may stand alone, as behind `logs` and `cancel`."""
-
-
 @dataclass
 class Options:
     """A parsed command line."""
@@ -209,7 +211,7 @@ def parse(argv: Sequence[str]) -> Options:
             options.flags.add(flag)
         elif options.command is None:
             options.command = _command(word)
-        elif options.command in OF_RUN and "=" not in word and Path(word).is_dir():
+        elif _is_of_run(options.command) and "=" not in word and Path(word).is_dir():
             options.overrides.append(f"run={word}")
         elif (actions := _actions(options.command)) and "=" not in word:
             if word not in actions:
@@ -235,6 +237,10 @@ def parse(argv: Sequence[str]) -> Options:
 def _actions(command: str) -> tuple[str, ...]:
     """Return what one word behind `command` may be; `help` is none of the commands."""
     return COMMANDS[command].actions if command in COMMANDS else ()
+
+
+def _is_of_run(command: str) -> bool:
+    return command in COMMANDS and COMMANDS[command].of_run
 
 
 def _command(word: str) -> str:

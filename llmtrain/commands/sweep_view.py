@@ -1,7 +1,6 @@
 """What a person sees of a sweep: lines or a live table on stderr, the ranked table on stdout."""
 
 import contextlib
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from llmtrain.commands.show import plain_table
 from llmtrain.config.sweep import DONE, Job, SweepRecord
-from llmtrain.console import make_console
+from llmtrain.console import command_line, make_console
 from llmtrain.errors import UserError
 from llmtrain.panel import show_note, show_user_error
 from llmtrain.units import counted, format_duration
@@ -135,7 +134,7 @@ def count_jobs(sweep: SweepRecord) -> str:
 
 def how_to_resume(sweep: SweepRecord) -> str:
     """Return how to go on with a sweep, as a command to be copied."""
-    return f"To go on: {shlex.join(['llmtrain', 'train', '-m', f'sweep.resume={sweep.folder}'])}"
+    return f"To go on: {command_line('train', '-m', f'sweep.resume={sweep.folder}')}"
 
 
 def show_ranked(console: Console, sweep: SweepRecord, jobs: Sequence[Job] | None = None) -> None:

@@ -1,10 +1,6 @@
 """The end of a run: result.json, what came out, and a sample of text."""
 
 import logging
-import os
-import shlex
-import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +14,8 @@ from llmtrain.config.groups.inference import GenerateConfig
 from llmtrain.config.plan import Plan
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.sweep import SUMMARY
-from llmtrain.lifeline import PARENT_ENV
+from llmtrain.console import command_line
+from llmtrain.lifeline import is_launched
 from llmtrain.tasks.generate import generate_texts
 from llmtrain.tasks.inference import load_trained
 from llmtrain.tasks.result import RunResult, load_result
@@ -93,24 +90,17 @@ def tell_end(
 
 
 def resume_command(run_dir: Path) -> str:
-    """Return the command line that goes on with the run: what was typed, with its run_dir.
-
-    The program is named as it can be typed here, where no environment may be active.
-    """
+    """Return the command line that goes on with the run: what was typed, with its run_dir."""
     try:
         typed = yaml.safe_load((run_dir / paths.OVERRIDES).read_text()) or []
     except (OSError, yaml.YAMLError):
         typed = ["..."]
     words = [str(word) for word in typed if not str(word).startswith("run_dir=")]
-    program = "llmtrain"
-    if shutil.which(program) is None:
-        program = os.path.relpath(Path(sys.executable).with_name(program))
-    return shlex.join([program, "train", *words, f"run_dir={run_dir}"])
+    return command_line("train", *words, f"run_dir={run_dir}")
 
 
 def _go_on() -> str:
-    started_by_us = PARENT_ENV in os.environ
-    return "go on with" if started_by_us else "go on, under the launcher of before, with"
+    return "go on with" if is_launched() else "go on, under the launcher of before, with"
 
 
 def _show_sample(ending: Ending, run_dir: Path, console: Console) -> None:

@@ -1,11 +1,14 @@
 """What `llmtrain logs` shows of a run, and says where there is nothing to show."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from llmtrain.cli import main
+from llmtrain.config.plan import make_plan
+from tests.support.runs import compose_run
 
 
 @pytest.fixture
@@ -31,7 +34,11 @@ def test_the_end_of_a_run_that_never_began_is_told(
 def test_the_log_of_a_server_stands_beside_rank_0s(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run_dir / "plan.json").write_text(json.dumps({"world_size": 2, "servers": 1}))
+    plan = make_plan(
+        compose_run("strategy=data", "sync=async", "launcher.nproc_per_node=2"), gpus=0
+    )
+    assert (plan.world_size, plan.servers) == (2, 1)
+    (run_dir / "plan.json").write_text(json.dumps(dataclasses.asdict(plan)))
     for number in range(3):
         (run_dir / "logs" / f"rank_{number}.log").write_text(f"of {number}\n")
     assert main(["logs", str(run_dir)]) == 0
